@@ -1,0 +1,3 @@
+//! The `parhelion` command line.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The Postgres v3 protocol.
