@@ -1,1 +1,3 @@
-//! (in the making)
+//! The mirror engine, generic over the protocol and sans-IO.
+
+pub mod ledger;
