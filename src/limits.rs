@@ -1,1 +1,34 @@
-//! (in the making)
+//! Every bound of the program in one place, each with its reason.
+
+use std::time::Duration;
+
+/// Received bytes of one socket that its reader has not taken. Above it the ring stops receiving for this
+/// socket. Four slabs of the default size: enough to keep a bulk transfer moving, small enough to hold for each of
+/// 10,000 clients.
+pub const SOCKET_RECEIVE_BYTES: usize = 64 * 1024;
+
+/// Received pieces of one socket that its reader has not taken: a peer that sends single bytes must not
+/// hold one slab for each.
+pub const SOCKET_RECEIVE_CHUNKS: usize = 32;
+
+/// Bytes waiting to leave through one socket above which its producer pauses. With what the kernel has in its
+/// own buffers this keeps a gigabit path full; a client that never reads holds this much and no more.
+pub const SOCKET_SEND_BYTES: usize = 256 * 1024;
+
+/// How long a closed socket may take to hand its last bytes to the kernel.
+pub const LINGER: Duration = Duration::from_secs(5);
+
+/// The driver's standing tick while there is traffic: the precision of coarse timers.
+pub const TICK: Duration = Duration::from_millis(5);
+
+/// The longest wait of an idle driver: ten wake-ups a second cost nothing one could measure.
+pub const IDLE_WAIT: Duration = Duration::from_millis(100);
+
+/// Ticks without any other completion before the driver counts as idle.
+pub const IDLE_AFTER_TICKS: u32 = 20;
+
+/// Pause before accepting again when the process is out of file descriptors or memory.
+pub const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// Connections that may wait in a listener's backlog (the kernel caps it at net.core.somaxconn).
+pub const LISTEN_BACKLOG: i32 = 4096;

@@ -1,1 +1,35 @@
-//! (in the making)
+//! The data ring: one io_uring per core, with sockets, listeners and timers as an async interface for
+//! tasks on that core's executor.
+//!
+//! It owns the submission and completion queues, the slabs that the kernel receives into, and every
+//! socket of the core. All `unsafe` code of the crate lives here. It knows no protocol.
+//!
+//! The plan: multishot accept and receive fill slabs that the kernel picks from a provided-buffer ring; a
+//! [`Chunk`] is a refcounted piece of a slab, so forwarding copies nothing in user space. Writes of one turn
+//! of the loop to one socket leave as one send. One driver task per executor ([`Ring::drive`]) submits,
+//! waits and wakes; while it waits, it waits in this ring, so a completion is the wake-up.
+//!
+//! Memory is bounded by construction: a socket whose received bytes are not taken stops receiving
+//! ([`crate::limits::SOCKET_RECEIVE_BYTES`]); a writer asks [`Socket::drained`] before it writes on.
+
+#![allow(unsafe_code)]
+
+mod chunk;
+mod core;
+mod doorbell;
+mod driver;
+mod listener;
+mod out;
+mod slabs;
+mod socket;
+mod task;
+mod timer;
+
+pub use chunk::Chunk;
+pub use core::{Ring, RingOptions, RingStats};
+pub use doorbell::{Doorbell, Ringer};
+pub use driver::drive;
+pub use listener::Listener;
+pub use socket::{Address, Socket};
+pub use task::{Notify, Queue, Queues};
+pub use timer::{Elapsed, Sleep};

@@ -1,0 +1,274 @@
+//! The driver of a core's ring: submits, waits, wakes.
+//!
+//! Plain form: loop { submit what the tasks queued; wait for a completion; hand completions to their
+//! sockets; wake their tasks; let the tasks run }.
+//!
+//! Deviations, each measured or forced:
+//! - It waits in our ring, not in glommio's parking. glommio's own timers run because a *standing* multishot
+//!   timeout ends the wait every few milliseconds; arming a timer at every wait would reprogram the hardware timer.
+//! - It must not wait while a task of either queue is ready. Serve tasks run first, for as long as they make
+//!   each other ready; then mirror tasks get a turn: with clients busy by shares, else until the *baton*, a task at
+//!   the mirror queue's tail, has been passed back.
+//! - An idle core stops the standing timeout and waits with a long timeout instead.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_lite::future::yield_now;
+use io_uring::{cqueue, opcode, types};
+
+use super::core::{Core, Key, Op, Ring, monotonic_ns};
+use super::task::{Notify, Queue, Queues};
+use crate::limits;
+
+/// Rounds of ready tasks before the ring is looked at again.
+const ROUNDS_MAX: u32 = 16;
+
+const TICK_KEY: Key = Key {
+    slot: 0,
+    generation: 0,
+};
+
+/// Drives `ring` for ever. Spawns its task into the serve queue and returns.
+pub fn drive(ring: &Ring, queues: &Queues) {
+    let baton = Rc::new(Baton::default());
+    queues.spawn(Queue::Mirror, {
+        let baton = baton.clone();
+        async move {
+            loop {
+                baton.out.notified().await;
+                baton.back.notify();
+            }
+        }
+    });
+    let driver = Driver {
+        core: ring.core.clone(),
+        queues: queues.clone(),
+        baton,
+        tick: Box::new(timespec(limits::TICK)),
+        ticking: false,
+        quiet_ticks: 0,
+        completions: Vec::with_capacity(1024),
+    };
+    match glommio::spawn_local_into(driver.run(), queues.serve_queue()) {
+        Ok(task) => {
+            task.detach();
+        }
+        Err(error) => tracing::error!(%error, "cannot start the ring's driver"),
+    }
+}
+
+/// Goes out into the mirror queue and comes back when the tasks ready before it have run.
+#[derive(Default)]
+struct Baton {
+    out: Notify,
+    back: Notify,
+}
+
+struct Driver {
+    core: Rc<Core>,
+    queues: Queues,
+    baton: Rc<Baton>,
+    /// The kernel reads the standing timeout's length from here when it is armed.
+    tick: Box<types::Timespec>,
+    ticking: bool,
+    quiet_ticks: u32,
+    completions: Vec<(u64, i32, u32)>,
+}
+
+impl Driver {
+    async fn run(mut self) {
+        loop {
+            self.turn();
+            self.let_tasks_run().await;
+        }
+    }
+
+    async fn let_tasks_run(&self) {
+        for _ in 0..ROUNDS_MAX {
+            yield_now().await;
+            if !self.queues.serve_ready() {
+                break;
+            }
+        }
+        if !self.queues.mirror_ready() {
+            return;
+        }
+        if self.queues.serve_ready() {
+            glommio::executor().yield_task_queue_now().await;
+        } else {
+            self.baton.out.notify();
+            self.baton.back.notified().await;
+        }
+    }
+
+    /// One submission, one wait where nothing is ready, and all completions there are.
+    fn turn(&mut self) {
+        self.queue_submissions();
+        let before = monotonic_ns();
+        let result = self.enter(before);
+        let now = self.core.tick_clock();
+        if let Err(error) = result
+            && !matches!(
+                error.raw_os_error(),
+                Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)
+            )
+        {
+            tracing::error!(%error, "io_uring_enter failed");
+        }
+        self.dispatch(before, now);
+    }
+
+    fn queue_submissions(&mut self) {
+        let mut state = self.core.state.borrow_mut();
+        self.core.slabs.replenish();
+        state.feed_starved(&self.core.slabs);
+        state.flush();
+        if !self.ticking && self.quiet_ticks < limits::IDLE_AFTER_TICKS {
+            self.ticking = true;
+            let timeout = opcode::Timeout::new(&raw const *self.tick)
+                .flags(types::TimeoutFlags::MULTISHOT)
+                .build()
+                .user_data(TICK_KEY.user_data(Op::Tick));
+            state.pending.push(timeout);
+        }
+        if self.ticking && self.quiet_ticks >= limits::IDLE_AFTER_TICKS {
+            self.ticking = false;
+            let remove = opcode::TimeoutRemove::new(TICK_KEY.user_data(Op::Tick)).build();
+            state
+                .pending
+                .push(remove.user_data(TICK_KEY.user_data(Op::Tick)));
+        }
+        state.stats.submissions += state.pending.len() as u64;
+        let mut uring = self.core.uring.borrow_mut();
+        let mut rest = state.pending.as_slice();
+        while !rest.is_empty() {
+            let mut queue = uring.submission();
+            let room = (queue.capacity() - queue.len()).min(rest.len());
+            // SAFETY: every pending entry points only to memory that stays in place until its completion: slabs, the
+            // out queue and the connect address of a slot (kept while its `ops` count it), the doorbell's and the
+            // tick's boxes (kept by the driver's owner).
+            let pushed = unsafe { queue.push_multiple(&rest[..room]) };
+            drop(queue);
+            if pushed.is_ok() {
+                rest = &rest[room..];
+            }
+            if !rest.is_empty()
+                && let Err(error) = uring.submit()
+            {
+                tracing::error!(%error, "io_uring_enter failed");
+                break;
+            }
+        }
+        state.pending.clear();
+    }
+
+    fn enter(&mut self, now_ns: u64) -> io::Result<usize> {
+        let core = self.core.clone();
+        let uring = core.uring.borrow();
+        let wait_ns = self.wait_ns(now_ns);
+        if wait_ns == Some(0) {
+            return poll_ring(&uring);
+        }
+        if !core.busy_poll.is_zero() {
+            let spin_until = now_ns + core.busy_poll.as_nanos() as u64;
+            loop {
+                poll_ring(&uring)?;
+                // SAFETY: the completion queue is looked at by this thread alone, here and in `dispatch`.
+                if !unsafe { uring.completion_shared() }.is_empty() {
+                    return Ok(0);
+                }
+                if monotonic_ns() >= spin_until {
+                    break;
+                }
+            }
+        }
+        match wait_ns {
+            None => uring.submit_and_wait(1),
+            Some(wait) => {
+                let wait = timespec(Duration::from_nanos(wait));
+                let args = types::SubmitArgs::new().timespec(&wait);
+                uring.submitter().submit_with_args(1, &args)
+            }
+        }
+    }
+
+    /// How long this wait may last; `None`: until the next completion (the standing tick is one).
+    fn wait_ns(&self, now_ns: u64) -> Option<u64> {
+        if self.queues.serve_ready() || self.queues.mirror_ready() {
+            return Some(0);
+        }
+        let mut timers = self.core.timers.borrow_mut();
+        if self.ticking {
+            let next = timers.next_precise_ns(now_ns)?;
+            // A precise timer beyond the next tick can wait for a later turn.
+            let wait = next - now_ns;
+            return (wait < limits::TICK.as_nanos() as u64).then_some(wait);
+        }
+        let linger = self.core.state.borrow().next_linger_ns();
+        let next = timers.next_ns().into_iter().chain(linger).min();
+        let idle = limits::IDLE_WAIT.as_nanos() as u64;
+        Some(next.map_or(idle, |next| next.saturating_sub(now_ns).min(idle)))
+    }
+
+    fn dispatch(&mut self, before_ns: u64, now_ns: u64) {
+        let core = &self.core;
+        self.completions.extend(
+            core.uring
+                .borrow_mut()
+                .completion()
+                .map(|entry| (entry.user_data(), entry.result(), entry.flags())),
+        );
+        let mut state = core.state.borrow_mut();
+        let (mut ticked, mut worked) = (false, false);
+        state.stats.completions += self.completions.len() as u64;
+        for (user_data, result, flags) in self.completions.drain(..) {
+            if user_data == TICK_KEY.user_data(Op::Tick) {
+                ticked = true;
+                // A standing timeout that ended by itself (completion queue overflow) is armed anew.
+                self.ticking &= result != -libc::ETIME || cqueue::more(flags);
+                continue;
+            }
+            worked = true;
+            state.complete(&core.slabs, user_data, result, flags);
+        }
+        state.end_linger(now_ns);
+        core.timers.borrow_mut().take_due(now_ns, &mut state.wake);
+        worked |= !state.wake.is_empty();
+        self.quiet_ticks = match (worked, ticked) {
+            (true, _) => 0,
+            (false, true) => self.quiet_ticks + 1,
+            (false, false) => self.quiet_ticks,
+        };
+        state.stats.turns += 1;
+        state.stats.idle_ns += now_ns - before_ns;
+        let mut wake = std::mem::take(&mut state.wake);
+        drop(state);
+        // A waker may be a task's last reference; dropping it may close sockets, hence the state is free by now.
+        for waker in wake.drain(..) {
+            waker.wake();
+        }
+        let mut state = core.state.borrow_mut();
+        if state.wake.is_empty() {
+            state.wake = wake;
+        }
+    }
+}
+
+/// Submits and runs the kernel's deferred work without waiting.
+fn poll_ring(uring: &io_uring::IoUring) -> io::Result<usize> {
+    const GETEVENTS: u32 = 1;
+    // SAFETY: only this thread pushes to or submits from the queue.
+    let queued = unsafe { uring.submission_shared() }.len() as u32;
+    // SAFETY: the call passes no argument structure; entries were checked when they were pushed.
+    unsafe {
+        uring
+            .submitter()
+            .enter::<libc::sigset_t>(queued, 0, GETEVENTS, None)
+    }
+}
+
+fn timespec(duration: Duration) -> types::Timespec {
+    types::Timespec::from(duration)
+}

@@ -1,0 +1,252 @@
+//! A connected stream socket, TCP or unix.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use io_uring::{opcode, types};
+use socket2::{Domain, SockAddr, SockRef, TcpKeepalive, Type};
+
+use super::chunk::Chunk;
+use super::core::{Connecting, End, Key, Op, Ring, State};
+use super::out::BY_REFERENCE_BYTES;
+
+/// Where to connect to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// A resolved TCP address.
+    Tcp(SocketAddr),
+    /// The path of a unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(address) => address.fmt(f),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A connection. Clones share it; when the last clone goes, what was written still leaves (for at most
+/// [`crate::limits::LINGER`]) and the connection closes.
+#[derive(Clone)]
+pub struct Socket(Rc<Handle>);
+
+struct Handle {
+    ring: Ring,
+    key: Key,
+}
+
+/// Idle connections are probed after this time, so that a peer that vanished is noticed.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
+
+impl Ring {
+    /// Connects a new socket.
+    ///
+    /// # Errors
+    /// Whatever the system reports: refused, unreachable, out of descriptors. There is no time limit here; see
+    /// [`Ring::timeout`].
+    pub async fn connect(&self, address: &Address) -> io::Result<Socket> {
+        let (domain, target) = match address {
+            Address::Tcp(address) => (Domain::for_address(*address), SockAddr::from(*address)),
+            Address::Unix(path) => (Domain::UNIX, SockAddr::unix(path)?),
+        };
+        let fd = OwnedFd::from(socket2::Socket::new(domain, Type::STREAM.cloexec(), None)?);
+        let connecting = Connecting {
+            address: Box::new(target),
+            result: None,
+        };
+        let socket = Socket::insert(self, fd, Some(connecting));
+        let result = poll_fn(|cx| {
+            let mut state = self.core.state.borrow_mut();
+            let slot = state.slot(socket.0.key);
+            match slot.connect.as_ref().and_then(|connect| connect.result) {
+                Some(result) => {
+                    slot.connect = None;
+                    Poll::Ready(result)
+                }
+                None => {
+                    slot.reader = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await;
+        if result < 0 {
+            return Err(io::Error::from_raw_os_error(-result));
+        }
+        self.core.state.borrow_mut().arm_receive(socket.0.key);
+        Ok(socket)
+    }
+}
+
+impl Socket {
+    pub(super) fn accepted(ring: &Ring, fd: OwnedFd) -> Socket {
+        let socket = Socket::insert(ring, fd, None);
+        ring.core.state.borrow_mut().arm_receive(socket.0.key);
+        socket
+    }
+
+    fn insert(ring: &Ring, fd: OwnedFd, connecting: Option<Connecting>) -> Socket {
+        // On a unix socket these do not exist; and none of them is worth refusing a client for.
+        let options = SockRef::from(&fd);
+        let _ = options.set_tcp_nodelay(true);
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE_AFTER)
+            .with_interval(KEEPALIVE_EVERY);
+        let _ = options.set_tcp_keepalive(&keepalive);
+        let mut state = ring.core.state.borrow_mut();
+        let raw = fd.as_raw_fd();
+        let key = state.insert(fd);
+        if let Some(connecting) = connecting {
+            let (base, len) = (connecting.address.as_ptr(), connecting.address.len());
+            state.slot(key).connect = Some(connecting);
+            let connect = opcode::Connect::new(types::Fd(raw), base.cast(), len).build();
+            state.push(key, Op::Connect, connect);
+        }
+        drop(state);
+        Socket(Rc::new(Handle {
+            ring: ring.clone(),
+            key,
+        }))
+    }
+
+    /// The next received bytes; `None` at the peer's end of stream.
+    ///
+    /// # Errors
+    /// When the connection broke (reset, keepalive timeout).
+    pub async fn recv(&self) -> io::Result<Option<Chunk>> {
+        poll_fn(|cx| {
+            let mut state = self.state();
+            let slot = state.slot(self.0.key);
+            if let Some(chunk) = slot.received.pop_front() {
+                slot.received_bytes -= chunk.len();
+                state.arm_receive(self.0.key);
+                return Poll::Ready(Ok(Some(chunk)));
+            }
+            match slot.end {
+                Some(End::Eof) => Poll::Ready(Ok(None)),
+                Some(End::Error(error)) => Poll::Ready(Err(io::Error::from_raw_os_error(error))),
+                None => {
+                    slot.reader = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+
+    /// Puts back bytes that were taken too early; the next [`Socket::recv`] returns them.
+    pub fn unrecv(&self, chunk: Chunk) {
+        if !chunk.is_empty() {
+            let mut state = self.state();
+            let slot = state.slot(self.0.key);
+            slot.received_bytes += chunk.len();
+            slot.received.push_front(chunk);
+        }
+    }
+
+    /// Queues a copy of `bytes`; they leave at the end of this turn. After a send error they are discarded:
+    /// the reader learns of the loss.
+    pub fn write(&self, bytes: &[u8]) {
+        let mut state = self.state();
+        let State { slots, spare, .. } = &mut *state;
+        let slot = &mut slots[self.0.key.slot as usize];
+        if slot.send_error.is_none() {
+            slot.out.copy(bytes, spare);
+            state.mark_dirty(self.0.key);
+        }
+    }
+
+    /// Queues received bytes, by reference where that is cheaper than a copy.
+    pub fn send(&self, chunk: Chunk) {
+        if chunk.len() < BY_REFERENCE_BYTES || self.0.ring.slabs_scarce() {
+            return self.write(&chunk);
+        }
+        let mut state = self.state();
+        let slot = state.slot(self.0.key);
+        if slot.send_error.is_none() {
+            slot.out.chunk(chunk);
+            state.mark_dirty(self.0.key);
+        }
+    }
+
+    /// Bytes queued here that the kernel has not taken.
+    pub fn queued(&self) -> usize {
+        self.state().slot(self.0.key).out.len()
+    }
+
+    /// Waits until at most `level` bytes are queued.
+    ///
+    /// # Errors
+    /// When sending failed: nothing more will leave.
+    pub async fn drained(&self, level: usize) -> io::Result<()> {
+        poll_fn(|cx| {
+            let mut state = self.state();
+            let slot = state.slot(self.0.key);
+            if let Some(error) = slot.send_error {
+                return Poll::Ready(Err(io::Error::from_raw_os_error(error)));
+            }
+            if slot.out.len() <= level {
+                return Poll::Ready(Ok(()));
+            }
+            slot.writers.push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Ends our direction after what is queued has left; receiving goes on.
+    pub fn shutdown_write(&self) {
+        let mut state = self.state();
+        let slot = state.slot(self.0.key);
+        if slot.out.len() > 0 {
+            slot.shutdown_wanted = true;
+        } else {
+            state.shutdown_now(self.0.key);
+        }
+    }
+
+    /// Makes the close that follows a reset instead of an orderly end.
+    pub fn reset_on_close(&self) {
+        let mut state = self.state();
+        let slot = state.slot(self.0.key);
+        if let Some(fd) = &slot.fd {
+            let _ = SockRef::from(fd).set_linger(Some(Duration::ZERO));
+        }
+    }
+
+    /// Whether the peer has ended or lost the connection and all received bytes were taken.
+    pub fn is_ended(&self) -> bool {
+        let mut state = self.state();
+        let slot = state.slot(self.0.key);
+        slot.received.is_empty() && slot.end.is_some()
+    }
+
+    /// The peer's address, where it has one.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        let mut state = self.state();
+        let fd = state.slot(self.0.key).fd.as_ref()?;
+        SockRef::from(fd).peer_addr().ok()?.as_socket()
+    }
+
+    fn state(&self) -> std::cell::RefMut<'_, State> {
+        self.0.ring.core.state.borrow_mut()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let now_ns = self.ring.now_ns();
+        self.ring.core.state.borrow_mut().close(self.key, now_ns);
+    }
+}

@@ -1,0 +1,286 @@
+//! The ring's sockets, listeners and timers against plain blocking sockets of the standard library.
+
+use std::cell::Cell;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::rc::Rc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use glommio::{LocalExecutorBuilder, Placement};
+use parhelion::limits;
+use parhelion::ring::{Address, Notify, Queue, Queues, Ring, RingOptions, Socket, drive};
+
+fn on_ring<T: Send + 'static>(
+    options: RingOptions,
+    body: impl AsyncFnOnce(Ring, Queues) -> T + Send + 'static,
+) -> T {
+    LocalExecutorBuilder::new(Placement::Unbound)
+        .spawn(move || async move {
+            let ring = Ring::new(&options).unwrap();
+            let queues = Queues::new();
+            drive(&ring, &queues);
+            let (done, result) = (Rc::new(Notify::default()), Rc::new(Cell::new(None)));
+            // The driver sees only tasks that were spawned through the queues.
+            let (tell, output) = (done.clone(), result.clone());
+            queues.clone().spawn(Queue::Serve, async move {
+                output.set(Some(body(ring, queues).await));
+                tell.notify();
+            });
+            done.notified().await;
+            result.take().expect("the body has run")
+        })
+        .unwrap()
+        .join()
+        .unwrap()
+}
+
+fn small() -> RingOptions {
+    RingOptions {
+        entries: 64,
+        slabs: 64,
+        slab_size: 4096,
+        ..RingOptions::default()
+    }
+}
+
+fn listener() -> (TcpListener, std::net::SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+async fn echo(socket: Socket) {
+    while let Ok(Some(chunk)) = socket.recv().await {
+        socket.send(chunk);
+        if socket.drained(limits::SOCKET_SEND_BYTES).await.is_err() {
+            return;
+        }
+    }
+    socket.shutdown_write();
+}
+
+/// 64 clients, each of which sends 2 MiB in odd pieces, through 64 slabs of 4 KiB.
+#[test]
+fn bytes_come_back_in_order_with_few_slabs() {
+    let (listener, address) = listener();
+    let clients = thread::spawn(move || {
+        let threads: Vec<_> = (0..64u64)
+            .map(|seed| thread::spawn(move || check_echo(address, seed, 2 << 20)))
+            .collect();
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
+    });
+    on_ring(small(), async move |ring, queues| {
+        let listener = ring.listen(listener.into());
+        let open = Rc::new(Cell::new(0));
+        for _ in 0..64 {
+            let socket = listener.accept().await.unwrap();
+            open.set(open.get() + 1);
+            let open = open.clone();
+            queues.spawn(Queue::Serve, async move {
+                echo(socket).await;
+                open.set(open.get() - 1);
+            });
+        }
+        while open.get() > 0 {
+            ring.sleep(Duration::from_millis(5), false).await;
+        }
+        drop(listener);
+        while ring.stats().sockets > 0 {
+            ring.sleep(Duration::from_millis(5), false).await;
+        }
+        assert_eq!(ring.stats().slabs_in_use, 0, "every slab came back");
+    });
+    clients.join().unwrap();
+}
+
+fn check_echo(address: std::net::SocketAddr, seed: u64, total: usize) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let mut reader = stream.try_clone().unwrap();
+    let writer = thread::spawn(move || {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut data = fastrand::Rng::with_seed(!seed);
+        let mut sent = 0;
+        while sent < total {
+            let len = random.usize(1..20_000).min(total - sent);
+            let bytes: Vec<u8> = (0..len).map(|_| data.u8(..)).collect();
+            stream.write_all(&bytes).unwrap();
+            sent += len;
+        }
+        stream.shutdown(Shutdown::Write).unwrap();
+    });
+    let mut data = fastrand::Rng::with_seed(!seed);
+    let mut received = Vec::new();
+    reader.read_to_end(&mut received).unwrap();
+    assert_eq!(received.len(), total);
+    assert!(received.iter().all(|byte| *byte == data.u8(..)));
+    writer.join().unwrap();
+}
+
+#[test]
+fn a_socket_nobody_reads_from_stops_receiving() {
+    let (listener, address) = listener();
+    let (told, tell) = std::sync::mpsc::channel::<()>();
+    let client = thread::spawn(move || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream
+            .set_write_timeout(Some(Duration::from_millis(300)))
+            .unwrap();
+        let block = vec![7u8; 1 << 16];
+        let mut sent = 0;
+        while let Ok(n) = stream.write(&block) {
+            sent += n;
+            assert!(sent < 64 << 20, "the receiver never pushed back");
+        }
+        told.send(()).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        sent
+    });
+    let received = on_ring(RingOptions::default(), async move |ring, _queues| {
+        let listener = ring.listen(listener.into());
+        let socket = listener.accept().await.unwrap();
+        while tell.try_recv().is_err() {
+            ring.sleep(Duration::from_millis(5), false).await;
+        }
+        let held = ring.stats().slabs_in_use as usize * 16 * 1024;
+        assert!(
+            held <= 1 << 20,
+            "{held} bytes held for a reader that does not read"
+        );
+        let mut received = 0;
+        while let Some(chunk) = socket.recv().await.unwrap() {
+            received += chunk.len();
+        }
+        received
+    });
+    assert_eq!(received, client.join().unwrap());
+}
+
+#[test]
+fn what_was_written_leaves_after_the_last_handle_is_gone() {
+    let (listener, address) = listener();
+    let client = thread::spawn(move || {
+        let mut received = Vec::new();
+        TcpStream::connect(address)
+            .unwrap()
+            .read_to_end(&mut received)
+            .unwrap();
+        received.len()
+    });
+    on_ring(small(), async move |ring, _queues| {
+        let listener = ring.listen(listener.into());
+        let socket = listener.accept().await.unwrap();
+        socket.write(&vec![1u8; 8 << 20]);
+        drop((socket, listener));
+        while ring.stats().sockets > 0 {
+            ring.sleep(Duration::from_millis(5), false).await;
+        }
+    });
+    assert_eq!(client.join().unwrap(), 8 << 20);
+}
+
+#[test]
+fn connecting_reports_refusal_and_half_close_passes_both_ways() {
+    let (listener, address) = listener();
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut received = String::new();
+        stream.read_to_string(&mut received).unwrap();
+        stream
+            .write_all(received.to_uppercase().as_bytes())
+            .unwrap();
+    });
+    on_ring(small(), async move |ring, _queues| {
+        let refused = ring.connect(&Address::Tcp(closed)).await;
+        assert_eq!(
+            refused.err().unwrap().kind(),
+            std::io::ErrorKind::ConnectionRefused
+        );
+        let socket = ring.connect(&Address::Tcp(address)).await.unwrap();
+        socket.write(b"half ");
+        socket.write(b"closed");
+        socket.shutdown_write();
+        let reply = socket.recv().await.unwrap().unwrap();
+        assert_eq!(&*reply, b"HALF CLOSED");
+        assert!(socket.recv().await.unwrap().is_none());
+    });
+    server.join().unwrap();
+}
+
+#[test]
+fn precise_timers_end_within_a_millisecond_and_timeouts_end() {
+    let mut late = on_ring(small(), async |ring, _queues| {
+        let never = ring
+            .timeout(Duration::from_millis(20), std::future::pending::<()>())
+            .await;
+        assert!(never.is_err());
+        let mut late = Vec::new();
+        for step in 0..100u64 {
+            let wanted = Duration::from_micros(500 + step * 37);
+            let start = Instant::now();
+            ring.sleep(wanted, true).await;
+            assert!(start.elapsed() >= wanted - Duration::from_micros(100));
+            late.push(start.elapsed().saturating_sub(wanted));
+        }
+        late
+    });
+    late.sort();
+    assert!(
+        late[50] < Duration::from_millis(1),
+        "median {:?} late",
+        late[50]
+    );
+}
+
+#[test]
+fn a_mirror_task_that_is_always_ready_does_not_hold_up_a_client() {
+    let (listener, address) = listener();
+    let client = thread::spawn(move || check_echo(address, 3, 256 * 1024));
+    on_ring(small(), async move |ring, queues| {
+        let spins = Rc::new(Cell::new(0u64));
+        let spinner = spins.clone();
+        queues.spawn(Queue::Mirror, async move {
+            loop {
+                spinner.set(spinner.get() + 1);
+                futures_lite::future::yield_now().await;
+            }
+        });
+        let listener = ring.listen(listener.into());
+        echo(listener.accept().await.unwrap()).await;
+        drop(listener);
+        while ring.stats().sockets > 0 {
+            ring.sleep(Duration::from_millis(5), false).await;
+        }
+        assert!(spins.get() > 0);
+    });
+    client.join().unwrap();
+}
+
+#[test]
+fn a_panic_ends_its_own_task_only() {
+    let panics = on_ring(small(), async |ring, queues| {
+        queues.spawn(Queue::Serve, async { panic!("planted") });
+        ring.sleep(Duration::from_millis(20), false).await;
+        queues.panics()
+    });
+    assert_eq!(panics, 1);
+}
+
+#[test]
+fn a_doorbell_wakes_an_idle_core() {
+    let waited = on_ring(small(), async |ring, _queues| {
+        let mut bell = ring.doorbell().unwrap();
+        let ringer = bell.ringer();
+        thread::spawn(move || ringer.ring());
+        let start = Instant::now();
+        bell.rung().await;
+        start.elapsed()
+    });
+    assert!(waited < Duration::from_secs(1), "{waited:?}");
+}
