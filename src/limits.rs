@@ -32,3 +32,24 @@ pub const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// Connections that may wait in a listener's backlog (the kernel caps it at net.core.somaxconn).
 pub const LISTEN_BACKLOG: i32 = 4096;
+//! (in the making)
+
+// --- mirror engine ---------------------------------------------------------------------------
+
+/// Mirrors of one source: a set of them is one machine word.
+pub const MIRRORS_MAX: usize = 64;
+
+/// Units kept for reuse per core. A unit is needed per client that is inside a transaction and per
+/// queued transaction; beyond this many idle ones the allocator keeps them as well as we do.
+pub const UNIT_POOL_LEN_MAX: usize = 256;
+
+/// Copy buffer that a recycled unit keeps. It counts as memory of whatever the unit holds next, so
+/// it is the size of an ordinary transaction and not more.
+pub const UNIT_KEPT_BYTES: usize = 1024;
+
+/// Message groups that a recycled unit keeps room for (16 bytes each).
+pub const UNIT_KEPT_GROUPS: usize = 32;
+
+/// Least growth of a copy buffer: one ordinary query. Beyond it buffers grow by a quarter, because
+/// doubling would hold twice the bytes queued.
+pub const PAYLOAD_GROWTH_BYTES_MIN: usize = 128;

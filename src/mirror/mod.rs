@@ -1,3 +1,13 @@
 //! The mirror engine, generic over the protocol and sans-IO.
+//!
+//! A session collects what its client sent in a [`unit::Draft`] and seals it with the primary's
+//! outcome; one [`dispatch::Dispatcher`] per mirror and core queues the sealed unit, hands it to
+//! the mirror's workers and books its fate in the [`ledger::Ledger`]. Time, randomness and bytes
+//! come in as arguments; nothing here waits, sleeps or draws.
 
+pub mod dispatch;
+pub mod exposure;
 pub mod ledger;
+pub mod payload;
+mod queue;
+pub mod unit;

@@ -1,0 +1,569 @@
+//! The dispatcher: all rings of one mirror on one core.
+//!
+//! It takes sealed units, keeps or drops them whole, hands them to the mirror's workers in a fair
+//! order and books every one in the ledger exactly once. Units of one client leave in the client's
+//! order; a client's backlog never holds up another's.
+//!
+//! It never waits, sends or reconnects: workers do, and tell it how a unit ended.
+//!
+//! Every operation costs O(1) but those that say so, and allocates nothing once rings have grown.
+
+use std::cell::Cell;
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::ledger::{DropReason, Fate, Ledger};
+pub use super::queue::Bounds;
+use super::queue::{Entry, Ring};
+use super::unit::{ClientId, Outcome, Unit, UnitPool};
+
+/// What all rings of one core may hold together. A unit that several mirrors wait for counts once,
+/// from the first ring that takes it to the last that lets it go.
+#[derive(Clone, Debug)]
+pub struct MemoryBudget(Rc<BudgetCells>);
+
+#[derive(Debug)]
+struct BudgetCells {
+    limit: Cell<usize>,
+    used: Cell<usize>,
+}
+
+impl MemoryBudget {
+    /// A budget of `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        MemoryBudget(Rc::new(BudgetCells {
+            limit: Cell::new(limit),
+            used: Cell::new(0),
+        }))
+    }
+
+    /// Takes `bytes` if they are left; sessions charge what they hold of unsealed units here too.
+    pub fn try_charge(&self, bytes: usize) -> bool {
+        let used = self.0.used.get().saturating_add(bytes);
+        let fits = used <= self.0.limit.get();
+        if fits {
+            self.0.used.set(used);
+        }
+        fits
+    }
+
+    /// Gives back what was charged.
+    pub fn release(&self, bytes: usize) {
+        debug_assert!(bytes <= self.used(), "released more than was charged");
+        self.0.used.set(self.0.used.get().saturating_sub(bytes));
+    }
+
+    /// Bytes charged.
+    pub fn used(&self) -> usize {
+        self.0.used.get()
+    }
+
+    /// The bound.
+    pub fn limit(&self) -> usize {
+        self.0.limit.get()
+    }
+
+    /// Changes the bound; what is charged beyond it stays until it is released.
+    pub fn set_limit(&self, limit: usize) {
+        self.0.limit.set(limit);
+    }
+}
+
+/// What became of an offered unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offered {
+    /// It waits in its client's ring.
+    Queued,
+    /// It was dropped whole and is settled already.
+    Dropped(DropReason),
+}
+
+/// The right and the duty to end one unit: hand it to [`Dispatcher::settle`] or, if no byte of it
+/// was sent, to [`Dispatcher::requeue`], once.
+#[derive(Debug)]
+#[must_use = "a unit that is handed out must be settled or put back"]
+pub struct Ticket<S, O> {
+    /// Whose unit it is.
+    pub client: ClientId,
+    /// The unit.
+    pub unit: Rc<Unit<S, O>>,
+    /// Ascending within a client.
+    pub id: u64,
+    ring: usize,
+    bytes: usize,
+}
+
+/// The rings of one mirror on one core.
+#[derive(Debug)]
+pub struct Dispatcher<S, O> {
+    ledger: Arc<Ledger>,
+    budget: MemoryBudget,
+    units: UnitPool<S, O>,
+    /// Bounds of rings that are made without being attached.
+    bounds: Bounds,
+    /// Units of one client that may be on their way at once.
+    window: usize,
+    paused: bool,
+    unavailable: bool,
+    next_id: u64,
+    /// A ring keeps its place while it lives; free places are in `free`.
+    rings: Vec<Option<Ring<S, O>>>,
+    free: Vec<usize>,
+    by_client: HashMap<ClientId, usize, BuildHasherDefault<IdHasher>>,
+    /// Places of the rings that may hand out a unit, in the order of their turns; each once.
+    ready: VecDeque<usize>,
+    queued_units: usize,
+    in_flight: usize,
+    /// Memory of the units that wait or are on their way.
+    held_bytes: usize,
+}
+
+impl<S, O: Outcome> Dispatcher<S, O> {
+    /// No rings yet. The budget and the pool are the core's, the ledger is this mirror's on this
+    /// core and nobody else's.
+    pub fn new(
+        ledger: Arc<Ledger>,
+        budget: MemoryBudget,
+        units: UnitPool<S, O>,
+        bounds: Bounds,
+    ) -> Self {
+        Dispatcher {
+            ledger,
+            budget,
+            units,
+            bounds,
+            window: 1,
+            paused: false,
+            unavailable: false,
+            next_id: 0,
+            rings: Vec::new(),
+            free: Vec::new(),
+            by_client: HashMap::default(),
+            ready: VecDeque::new(),
+            queued_units: 0,
+            in_flight: 0,
+            held_bytes: 0,
+        }
+    }
+
+    /// Lets up to `window` units of one client be on their way at once, at least 1. Order then
+    /// holds only if all of them use one connection.
+    pub fn set_window(&mut self, window: usize) {
+        self.window = window.max(1);
+        self.unlist_idle();
+        for place in 0..self.rings.len() {
+            self.list_if_ready(place);
+        }
+        self.check_cheaply();
+    }
+
+    /// Gives a client a ring with bounds of its own. A client that was detached with units queued
+    /// goes on with the same ring. Not required: see [`Dispatcher::offer`].
+    pub fn attach(&mut self, client: ClientId, bounds: Bounds) {
+        let place = self.place_of(client);
+        if let Some(ring) = &mut self.rings[place] {
+            ring.bounds = bounds;
+            ring.detached = false;
+        }
+        self.check_cheaply();
+    }
+
+    /// The client has left. What it queued still goes; the ring vanishes when it is empty.
+    pub fn detach(&mut self, client: ClientId) {
+        if let Some(place) = self.by_client.get(&client).copied() {
+            if let Some(ring) = &mut self.rings[place] {
+                ring.detached = true;
+            }
+            self.remove_if_over(place);
+        }
+        self.check_cheaply();
+    }
+
+    /// Takes a sealed unit or drops it whole, and books it either way. A client without a ring gets
+    /// one with the default bounds that vanishes when it is empty: an idle client costs nothing.
+    pub fn offer(&mut self, unit: &Rc<Unit<S, O>>) -> Offered {
+        self.ledger.offer();
+        let bytes = unit.held_bytes();
+        let offered = match self.admit(unit, bytes) {
+            Ok(place) => {
+                let entry = Entry {
+                    unit: Rc::clone(unit),
+                    id: self.next_id,
+                    bytes,
+                };
+                self.next_id += 1;
+                self.queued_units += 1;
+                self.held_bytes += bytes;
+                if let Some(ring) = &mut self.rings[place] {
+                    ring.push(entry);
+                }
+                self.list_if_ready(place);
+                Offered::Queued
+            }
+            Err(reason) => {
+                self.ledger.settle(Fate::Dropped(reason));
+                Offered::Dropped(reason)
+            }
+        };
+        self.check_cheaply();
+        offered
+    }
+
+    /// Books a unit that was meant for this mirror and that the session gave up before it was
+    /// sealed, because it outgrew the bounds.
+    pub fn refuse(&mut self, reason: DropReason) {
+        self.ledger.offer();
+        self.ledger.settle(Fate::Dropped(reason));
+        self.check_cheaply();
+    }
+
+    /// Books a unit that never goes to this mirror: see [`Ledger::exclude`].
+    pub fn exclude(&mut self) {
+        self.ledger.exclude();
+    }
+
+    /// Books a unit that the draw left out: see [`Ledger::leave_unexposed`].
+    pub fn leave_unexposed(&mut self) {
+        self.ledger.leave_unexposed();
+    }
+
+    /// The next unit to send. Clients take turns; none has more than the window on its way. Nothing
+    /// leaves while the mirror is paused or unavailable.
+    pub fn next(&mut self) -> Option<Ticket<S, O>> {
+        if self.paused || self.unavailable {
+            return None;
+        }
+        let place = self.ready.pop_front()?;
+        let ring = self.rings[place].as_mut()?;
+        ring.listed = false;
+        let client = ring.client;
+        let entry = ring.hand_out()?;
+        self.queued_units -= 1;
+        self.in_flight += 1;
+        self.list_if_ready(place);
+        self.check_cheaply();
+        Some(Ticket {
+            client,
+            unit: entry.unit,
+            id: entry.id,
+            ring: place,
+            bytes: entry.bytes,
+        })
+    }
+
+    /// Whether [`Dispatcher::next`] has a unit.
+    pub fn has_ready(&self) -> bool {
+        !self.paused && !self.unavailable && !self.ready.is_empty()
+    }
+
+    /// Ends a unit.
+    pub fn settle(&mut self, ticket: Ticket<S, O>, fate: Fate) {
+        self.in_flight -= 1;
+        if let Some(ring) = &mut self.rings[ticket.ring] {
+            ring.end(ticket.bytes);
+        }
+        self.let_go(ticket.unit, ticket.bytes, fate);
+        self.list_if_ready(ticket.ring);
+        self.remove_if_over(ticket.ring);
+        self.check_cheaply();
+    }
+
+    /// Puts a unit of which no byte was sent back where it was. When a connection fails that had
+    /// several units of a client, give all of them back (or settle those that began) in any order:
+    /// nothing of the client leaves before the last.
+    pub fn requeue(&mut self, ticket: Ticket<S, O>) {
+        self.in_flight -= 1;
+        self.queued_units += 1;
+        if let Some(ring) = &mut self.rings[ticket.ring] {
+            ring.end(ticket.bytes);
+            ring.put_back(Entry {
+                unit: ticket.unit,
+                id: ticket.id,
+                bytes: ticket.bytes,
+            });
+        }
+        self.list_if_ready(ticket.ring);
+        self.check_cheaply();
+    }
+
+    /// Drops units that were sealed more than `timeout_ns` ago and never left, whether the mirror
+    /// is slow, down or paused: it then goes on with what is current instead of replaying an outage
+    /// from its beginning, and a client that has left does not hold memory for ever. O(rings); for
+    /// a slow timer. Returns how many were dropped.
+    pub fn expire(&mut self, now_ns: u64, timeout_ns: u64) -> usize {
+        self.drop_waiting(DropReason::Timeout, |unit| {
+            now_ns.saturating_sub(unit.sealed_ns) > timeout_ns
+        })
+    }
+
+    /// Drops everything that waits: the end of a drain, or a mirror that is taken away. What is on
+    /// its way is still to be settled by its worker. O(units). Returns how many were dropped.
+    pub fn drain_remaining(&mut self, reason: DropReason) -> usize {
+        self.drop_waiting(reason, |_| true)
+    }
+
+    /// Changes the bounds of every ring, now and to come. What waits beyond smaller bounds stays
+    /// and goes; only new units see them. O(rings).
+    pub fn set_bounds(&mut self, bounds: Bounds) {
+        self.bounds = bounds;
+        for ring in self.rings.iter_mut().flatten() {
+            ring.bounds = bounds;
+        }
+        self.check_cheaply();
+    }
+
+    /// Pauses or resumes the mirror. While it is paused new units are dropped as `paused` and
+    /// nothing leaves; what waited already is kept, because it was accepted, until it leaves after
+    /// the pause or [`Dispatcher::expire`] takes it.
+    pub fn set_paused(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    /// Says whether the mirror can be reached at all. While it cannot, nothing leaves and units go
+    /// on queueing until their ring is full; what finds no room is dropped as `unavailable`.
+    pub fn set_unavailable(&mut self, unavailable: bool) {
+        self.unavailable = unavailable;
+    }
+
+    /// Whether the mirror is paused.
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// Whether the mirror cannot be reached.
+    pub fn is_unavailable(&self) -> bool {
+        self.unavailable
+    }
+
+    /// Units that wait.
+    pub fn queued_units(&self) -> usize {
+        self.queued_units
+    }
+
+    /// Memory of the units that wait or are on their way.
+    pub fn queued_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
+    /// Units handed out and not settled.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Whether nothing waits and nothing is on its way.
+    pub fn is_idle(&self) -> bool {
+        self.queued_units == 0 && self.in_flight == 0
+    }
+
+    /// Clients that have a ring.
+    pub fn rings(&self) -> usize {
+        self.by_client.len()
+    }
+
+    /// How long the oldest waiting unit has been sealed. O(rings); for metrics.
+    pub fn oldest_age_ns(&self, now_ns: u64) -> Option<u64> {
+        let rings = self.rings.iter().flatten();
+        let oldest = rings.filter_map(Ring::oldest).map(|e| e.unit.sealed_ns);
+        oldest.min().map(|sealed| now_ns.saturating_sub(sealed))
+    }
+
+    /// The books of this mirror on this core.
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
+
+    /// Room for the unit, or why there is none.
+    fn admit(&mut self, unit: &Rc<Unit<S, O>>, bytes: usize) -> Result<usize, DropReason> {
+        if self.paused {
+            return Err(DropReason::Paused);
+        }
+        let known = self.by_client.get(&unit.client).copied();
+        let ring = known.and_then(|place| self.rings[place].as_ref());
+        let bounds = ring.map_or(self.bounds, |ring| ring.bounds);
+        if bytes > bounds.bytes {
+            return Err(DropReason::Oversize);
+        }
+        if !ring.map_or(bounds.units > 0, |ring| ring.has_room(bytes)) {
+            return Err(if self.unavailable {
+                DropReason::Unavailable
+            } else {
+                DropReason::QueueFull
+            });
+        }
+        if unit.holders.get() == 0 && !self.budget.try_charge(bytes) {
+            return Err(DropReason::Memory);
+        }
+        unit.holders.set(unit.holders.get() + 1);
+        let place = known.unwrap_or_else(|| {
+            let place = self.place_of(unit.client);
+            if let Some(ring) = &mut self.rings[place] {
+                ring.detached = true;
+            }
+            place
+        });
+        Ok(place)
+    }
+
+    /// Books the end of a unit and gives its memory back.
+    fn let_go(&mut self, unit: Rc<Unit<S, O>>, bytes: usize, fate: Fate) {
+        self.held_bytes -= bytes;
+        unit.holders.set(unit.holders.get() - 1);
+        if unit.holders.get() == 0 {
+            self.budget.release(bytes);
+        }
+        self.units.recycle(unit);
+        self.ledger.settle(fate);
+    }
+
+    /// Drops waiting units from the front of every ring as long as `is_over` says so.
+    fn drop_waiting(&mut self, reason: DropReason, is_over: impl Fn(&Unit<S, O>) -> bool) -> usize {
+        let before = self.queued_units;
+        for place in 0..self.rings.len() {
+            while let Some(ring) = &mut self.rings[place] {
+                if !ring.oldest().is_some_and(|entry| is_over(&entry.unit)) {
+                    break;
+                }
+                let Some(entry) = ring.discard_oldest() else {
+                    break;
+                };
+                self.queued_units -= 1;
+                self.let_go(entry.unit, entry.bytes, Fate::Dropped(reason));
+            }
+            self.remove_if_over(place);
+        }
+        self.unlist_idle();
+        self.check_cheaply();
+        before - self.queued_units
+    }
+
+    /// The place of the client's ring, made if there is none.
+    fn place_of(&mut self, client: ClientId) -> usize {
+        if let Some(place) = self.by_client.get(&client) {
+            return *place;
+        }
+        let ring = Some(Ring::new(client, self.bounds));
+        let place = match self.free.pop() {
+            Some(place) => {
+                self.rings[place] = ring;
+                place
+            }
+            None => {
+                self.rings.push(ring);
+                self.rings.len() - 1
+            }
+        };
+        self.by_client.insert(client, place);
+        place
+    }
+
+    fn list_if_ready(&mut self, place: usize) {
+        if let Some(ring) = &mut self.rings[place]
+            && !ring.listed
+            && ring.is_ready(self.window)
+        {
+            ring.listed = true;
+            self.ready.push_back(place);
+        }
+    }
+
+    /// Takes the rings that have nothing to hand out any more from the ready list.
+    fn unlist_idle(&mut self) {
+        let (rings, window) = (&mut self.rings, self.window);
+        self.ready.retain(|place| {
+            let Some(ring) = &mut rings[*place] else {
+                return false;
+            };
+            ring.listed = ring.is_ready(window);
+            ring.listed
+        });
+    }
+
+    /// Removes the ring of a client that has left once nothing of it is here.
+    fn remove_if_over(&mut self, place: usize) {
+        if let Some(ring) = &self.rings[place]
+            && ring.detached
+            && ring.is_empty()
+        {
+            self.by_client.remove(&ring.client);
+            self.rings[place] = None;
+            self.free.push(place);
+        }
+    }
+
+    /// What must hold after every step. Panics if it does not. O(units).
+    pub fn check_invariants(&self) {
+        let (mut waiting, mut in_flight, mut bytes) = (0, 0, 0);
+        for (place, ring) in self.rings.iter().enumerate() {
+            let Some(ring) = ring else { continue };
+            ring.check();
+            waiting += ring.waiting();
+            in_flight += ring.in_flight;
+            bytes += ring.bytes();
+            assert_eq!(self.by_client.get(&ring.client), Some(&place));
+            let listed = self.ready.iter().filter(|other| **other == place).count();
+            assert_eq!(listed, usize::from(ring.listed), "ready list");
+            assert_eq!(
+                ring.listed,
+                ring.is_ready(self.window),
+                "a ring waits unseen"
+            );
+            assert!(
+                !(ring.detached && ring.is_empty()),
+                "a ring outlived its client"
+            );
+        }
+        assert_eq!(waiting, self.queued_units, "queued units");
+        assert_eq!(in_flight, self.in_flight, "units in flight");
+        assert_eq!(bytes, self.held_bytes, "bytes held");
+        assert_eq!(self.by_client.len() + self.free.len(), self.rings.len());
+        self.check_books();
+    }
+
+    fn check_books(&self) {
+        let books = self.ledger.snapshot();
+        assert!(books.balances(), "the ledger does not balance: {books:?}");
+        let here = (self.queued_units + self.in_flight) as u64;
+        assert_eq!(books.in_flight(), here, "the ledger lost count: {books:?}");
+    }
+
+    /// After every step in debug builds: all of it while there are few rings, else the sums.
+    fn check_cheaply(&self) {
+        if cfg!(debug_assertions) {
+            if self.rings.len() <= 16 && self.queued_units <= 256 {
+                self.check_invariants();
+            } else {
+                self.check_books();
+            }
+        }
+    }
+}
+
+/// Client ids are counted up by ourselves, so one multiplication spreads them well enough.
+#[derive(Debug, Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        // 2^64 divided by the golden ratio; the rotation brings the high bits down, where the
+        // table looks first.
+        self.0 = (self.0 ^ id)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(26);
+    }
+}
+
+#[cfg(test)]
+#[path = "dispatch_tests.rs"]
+mod tests;
