@@ -6,18 +6,24 @@
 
 mod command;
 mod core;
+mod encode;
 mod error_table;
 mod histogram;
 mod mirror;
+mod process;
 mod registry;
+mod table;
 mod totals;
 
 pub use self::command::{CommandMetrics, CommandTable, CommandTotal};
 pub use self::core::{CoreMetrics, ListenerMetrics, RingMetrics};
+pub use self::encode::{TextFormat, encode};
 pub use self::error_table::{ErrorTable, ErrorWord};
 pub use self::histogram::{AtomicHistogram, LE_BUCKETS_NS};
 pub use self::mirror::{DivergenceKind, MirrorMetrics, MirrorSettings, SourceMetrics};
+pub use self::process::ProcessSample;
 pub use self::registry::Registry;
+pub use self::table::{Kind, Metric, Scrape, TABLE};
 pub use self::totals::{CoreTotal, Latency, ListenerTotal, MirrorTotal, SourceTotal};
 
 pub use crate::mirror::ledger::Counter;
