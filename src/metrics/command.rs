@@ -1,0 +1,116 @@
+//! Redis numbers by command. Cardinality is bounded by the command table: an unknown command is `other`.
+
+use std::sync::OnceLock;
+
+use super::histogram::LE_BUCKETS_NS;
+use super::mirror::DivergenceKind;
+use crate::mirror::ledger::Counter;
+
+/// Slots for commands. Redis 8 with its bundled modules has about 480 commands; what lies beyond is `other`.
+pub(super) const COMMANDS_MAX: usize = 512;
+
+/// One command against one backend.
+#[derive(Debug, Default)]
+pub struct CommandMetrics {
+    /// Replies that are not errors.
+    pub ok: Counter,
+    /// Error replies, and commands whose reply never came.
+    pub errors: Counter,
+    /// Divergences by kind; used on the mirror's side only.
+    divergences: [Counter; DivergenceKind::ALL.len()],
+    buckets: [Counter; LE_BUCKETS_NS.len() + 1],
+    sum_ns: Counter,
+}
+
+impl CommandMetrics {
+    /// Counts a reply and the time it took. Only the owning core may call this.
+    pub fn record(&self, ok: bool, latency_ns: u64) {
+        if ok { &self.ok } else { &self.errors }.add(1);
+        let bucket = LE_BUCKETS_NS.partition_point(|le| *le < latency_ns);
+        self.buckets[bucket].add(1);
+        self.sum_ns.add(latency_ns);
+    }
+
+    /// Counts a divergence. Only the owning core may call this.
+    pub fn diverge(&self, kind: DivergenceKind) {
+        self.divergences[kind as usize].add(1);
+    }
+
+    /// Divergences of this kind.
+    pub fn divergences(&self, kind: DivergenceKind) -> u64 {
+        self.divergences[kind as usize].get()
+    }
+
+    pub(super) fn merge_into(&self, out: &mut CommandTotal) {
+        out.ok += self.ok.get();
+        out.errors += self.errors.get();
+        out.sum_ns += self.sum_ns.get();
+        for (total, counter) in out.buckets.iter_mut().zip(&self.buckets) {
+            *total += counter.get();
+        }
+        for (total, counter) in out.divergences.iter_mut().zip(&self.divergences) {
+            *total += counter.get();
+        }
+    }
+}
+
+/// One command against one backend, added up over the cores.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CommandTotal {
+    /// Replies that are not errors.
+    pub ok: u64,
+    /// Error replies and missing ones.
+    pub errors: u64,
+    /// Divergences, indexed by [`DivergenceKind`].
+    pub divergences: [u64; DivergenceKind::ALL.len()],
+    /// Counts per bucket of [`LE_BUCKETS_NS`], not cumulative; the last is above all bounds.
+    pub buckets: [u64; LE_BUCKETS_NS.len() + 1],
+    /// Nanoseconds in all.
+    pub sum_ns: u64,
+}
+
+/// Empty until the command is seen; then its label and numbers.
+type Slot = OnceLock<(&'static str, Box<CommandMetrics>)>;
+
+/// The commands of one source or mirror on one core.
+#[derive(Debug)]
+pub struct CommandTable {
+    slots: Box<[Slot]>,
+    other: CommandMetrics,
+}
+
+impl CommandTable {
+    pub(super) fn new(slots: usize) -> Self {
+        Self {
+            slots: (0..slots).map(|_| OnceLock::new()).collect(),
+            other: CommandMetrics::default(),
+        }
+    }
+
+    /// The numbers of the command at `index` of the command table; `name` is its metric label. An index beyond
+    /// the bound gives `other`. The first use of a command allocates, later ones do not.
+    pub fn at(&self, index: usize, name: &'static str) -> &CommandMetrics {
+        match self.slots.get(index) {
+            Some(slot) => {
+                let (_, metrics) = slot.get_or_init(|| (name, Box::default()));
+                metrics
+            }
+            None => &self.other,
+        }
+    }
+
+    /// The numbers of commands that the table does not know.
+    pub fn other(&self) -> &CommandMetrics {
+        &self.other
+    }
+
+    /// Calls `each(name, metrics)` for every command seen.
+    pub fn for_each(&self, mut each: impl FnMut(&'static str, &CommandMetrics)) {
+        for (name, metrics) in self.slots.iter().filter_map(OnceLock::get) {
+            each(name, metrics);
+        }
+        if self.other.ok.get() + self.other.errors.get() > 0 {
+            each("other", &self.other);
+        }
+    }
+}
