@@ -32,7 +32,6 @@ pub const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// Connections that may wait in a listener's backlog (the kernel caps it at net.core.somaxconn).
 pub const LISTEN_BACKLOG: i32 = 4096;
-//! (in the making)
 
 // --- mirror engine ---------------------------------------------------------------------------
 

@@ -1,1 +1,10 @@
-//! (in the making)
+//! Sessions and workers: the I/O around [`crate::protocol`] and [`crate::mirror`].
+//!
+//! Everything here lives on one core: a client, its rings, its upstream connections and the mirror
+//! connections are owned by the core that accepted the client, from accept to close.
+
+pub mod context;
+pub mod mirrors;
+pub mod redis;
+
+pub use context::Context;

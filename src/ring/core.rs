@@ -382,6 +382,20 @@ impl State {
         self.settle_closed(key);
     }
 
+    /// Ends receiving as if the peer had ended.
+    pub(super) fn stop_receiving(&mut self, key: Key) {
+        let slot = self.slot(key);
+        slot.end.get_or_insert(End::Eof);
+        let reader = slot.reader.take();
+        if slot.receiving && !slot.cancelling {
+            slot.cancelling = true;
+            self.cancel(key, Op::Receive);
+        }
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+
     /// Gives up on the last bytes of sockets that were closed too long ago.
     pub(super) fn end_linger(&mut self, now_ns: u64) {
         while self

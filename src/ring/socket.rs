@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -216,6 +216,16 @@ impl Socket {
         }
     }
 
+    /// Ends receiving from here: what arrived is still read, then the reader sees the end of the stream.
+    pub fn stop_receiving(&self) {
+        self.state().stop_receiving(self.0.key);
+    }
+
+    /// A handle that does not keep the connection open.
+    pub fn downgrade(&self) -> WeakSocket {
+        WeakSocket(Rc::downgrade(&self.0))
+    }
+
     /// Makes the close that follows a reset instead of an orderly end.
     pub fn reset_on_close(&self) {
         let mut state = self.state();
@@ -241,6 +251,17 @@ impl Socket {
 
     fn state(&self) -> std::cell::RefMut<'_, State> {
         self.0.ring.core.state.borrow_mut()
+    }
+}
+
+/// A handle to a connection that others may close.
+#[derive(Clone)]
+pub struct WeakSocket(Weak<Handle>);
+
+impl WeakSocket {
+    /// The connection, if it is still open.
+    pub fn upgrade(&self) -> Option<Socket> {
+        self.0.upgrade().map(Socket)
     }
 }
 

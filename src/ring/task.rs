@@ -5,6 +5,7 @@
 //! mark away, and the marks are counted per queue. A panic in a task ends that task alone.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -202,5 +203,67 @@ impl Notify {
             Poll::Pending
         })
         .await;
+    }
+}
+
+/// Tasks of one core that wait for work of the same kind; each call of [`WaitQueue::wake_one`] wakes the one
+/// that has waited longest.
+#[derive(Default)]
+pub struct WaitQueue(RefCell<VecDeque<(u64, Waker)>>, Cell<u64>);
+
+impl WaitQueue {
+    /// Wakes one waiter, if there is one. Work is looked for before waiting, so none is missed.
+    pub fn wake_one(&self) {
+        let waiter = self.0.borrow_mut().pop_front();
+        if let Some((_, waker)) = waiter {
+            waker.wake();
+        }
+    }
+
+    /// Wakes every waiter.
+    pub fn wake_all(&self) {
+        for (_, waker) in std::mem::take(&mut *self.0.borrow_mut()) {
+            waker.wake();
+        }
+    }
+
+    /// Waits to be woken. The caller looks for work first, and again afterwards. A waiter that was woken and gave up
+    /// its wait at that moment must look for work too.
+    pub fn wait(&self) -> Waiting<'_> {
+        Waiting { queue: self, ticket: None }
+    }
+}
+
+/// See [`WaitQueue::wait`].
+pub struct Waiting<'a> {
+    queue: &'a WaitQueue,
+    ticket: Option<u64>,
+}
+
+impl Future for Waiting<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut waiters = self.queue.0.borrow_mut();
+        match self.ticket {
+            None => {
+                let ticket = self.queue.1.get();
+                self.queue.1.set(ticket + 1);
+                waiters.push_back((ticket, cx.waker().clone()));
+                drop(waiters);
+                self.ticket = Some(ticket);
+                Poll::Pending
+            }
+            Some(ticket) if waiters.iter().any(|(waiting, _)| *waiting == ticket) => Poll::Pending,
+            Some(_) => Poll::Ready(()),
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            self.queue.0.borrow_mut().retain(|(waiting, _)| *waiting != ticket);
+        }
     }
 }

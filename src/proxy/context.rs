@@ -1,0 +1,186 @@
+//! What every session of a core needs: the ring, the sources with their mirrors, the counters.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::net::ToSocketAddrs;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+
+use crate::config::{Config, Endpoint};
+use crate::metrics::{CoreMetrics, Registry};
+use crate::mirror::dispatch::MemoryBudget;
+use crate::mirror::unit::ClientId;
+use crate::ring::{Address, Queues, Ring, Socket};
+
+/// What a core tells the control thread. The channel is bounded; what does not fit is counted.
+#[derive(Debug)]
+pub enum Event {
+    /// A reply of a mirror differed from the primary's.
+    Divergence(Box<DivergenceReport>),
+}
+
+/// One difference, with what the store, the journal and Sentry need.
+#[derive(Clone, Debug)]
+pub struct DivergenceReport {
+    /// Source database.
+    pub source: String,
+    /// Mirror.
+    pub mirror: String,
+    /// Command or statement kind.
+    pub command: String,
+    /// First key of the command; empty where there is none.
+    pub key: Vec<u8>,
+    /// How the replies differ.
+    pub kind: crate::metrics::DivergenceKind,
+    /// The primary's value, truncated.
+    pub primary: Vec<u8>,
+    /// The mirror's value, truncated.
+    pub secondary: Vec<u8>,
+    /// Whose unit it was.
+    pub client: ClientId,
+    /// Index of the core.
+    pub core: usize,
+}
+
+/// Something that can be asked to end at its next quiet moment.
+pub trait Session {
+    /// Ends the session now if nothing is outstanding, else as soon as that is so.
+    fn drain(&self);
+    /// Ends the session now.
+    fn stop(&self);
+}
+
+/// The state of one core that its sessions share.
+pub struct Context {
+    /// Index of this core in the configuration's list.
+    pub core: usize,
+    /// This core's ring.
+    pub ring: Ring,
+    /// Where to spawn.
+    pub queues: Queues,
+    /// This core's counters.
+    pub metrics: Arc<CoreMetrics>,
+    /// Counters by source and mirror.
+    pub registry: Arc<Registry>,
+    /// The config in force for new connections.
+    pub config: RefCell<Arc<Config>>,
+    /// What all rings of this core may hold.
+    pub budget: MemoryBudget,
+    /// Decides exposure.
+    pub random: RefCell<fastrand::Rng>,
+    /// To the control thread.
+    pub events: Sender<Event>,
+    sessions: RefCell<HashMap<ClientId, Weak<dyn Session>>>,
+    next_client: Cell<u64>,
+    draining: Cell<bool>,
+}
+
+impl Context {
+    /// The context of core `core`.
+    #[allow(clippy::too_many_arguments, reason = "called once, by the runtime")]
+    pub fn new(
+        core: usize,
+        ring: Ring,
+        queues: Queues,
+        registry: Arc<Registry>,
+        config: Arc<Config>,
+        events: Sender<Event>,
+    ) -> Context {
+        Context {
+            core,
+            metrics: registry.core(core),
+            budget: MemoryBudget::new(config.general.mirror_memory),
+            random: RefCell::new(fastrand::Rng::new()),
+            ring,
+            queues,
+            registry,
+            config: RefCell::new(config),
+            events,
+            sessions: RefCell::default(),
+            // Unique in the process: the core's number in the top bits.
+            next_client: Cell::new((core as u64) << 48 | 1),
+            draining: Cell::new(false),
+        }
+    }
+
+    /// A number for a client that no other client of this process has.
+    pub fn new_client(&self) -> ClientId {
+        let id = self.next_client.get();
+        self.next_client.set(id + 1);
+        ClientId(id)
+    }
+
+    /// Notes a session, so that a drain reaches it.
+    pub fn register(&self, client: ClientId, session: Weak<dyn Session>) {
+        self.sessions.borrow_mut().insert(client, session);
+    }
+
+    /// Forgets a session that ended.
+    pub fn unregister(&self, client: ClientId) {
+        self.sessions.borrow_mut().remove(&client);
+    }
+
+    /// Sessions that have not ended.
+    pub fn session_count(&self) -> usize {
+        self.sessions.borrow().len()
+    }
+
+    /// Whether sessions should end at their next quiet moment.
+    pub fn draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Asks every session to end at its next quiet moment.
+    pub fn drain(&self) {
+        self.draining.set(true);
+        self.live_sessions().iter().for_each(|session| session.drain());
+    }
+
+    /// Ends every session now.
+    pub fn stop_sessions(&self) {
+        self.live_sessions().iter().for_each(|session| session.stop());
+    }
+
+    fn live_sessions(&self) -> Vec<Rc<dyn Session>> {
+        self.sessions.borrow().values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Hands an event to the control thread, or counts that it could not.
+    pub fn tell(&self, event: Event) {
+        if self.events.try_send(event).is_err() {
+            self.metrics.event_drops.add(1);
+        }
+    }
+
+    /// Connects to a database within `connect_timeout`.
+    ///
+    /// # Errors
+    /// Resolution, refusal, timeout.
+    pub async fn connect(&self, endpoint: &Endpoint) -> io::Result<Socket> {
+        let limit = self.config.borrow().general.connect_timeout;
+        let addresses = resolve(endpoint)?;
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+        for address in addresses {
+            match self.ring.timeout(limit, self.ring.connect(&address)).await {
+                Ok(Ok(socket)) => return Ok(socket),
+                Ok(Err(error)) => last = error,
+                Err(_) => last = io::ErrorKind::TimedOut.into(),
+            }
+        }
+        Err(last)
+    }
+}
+
+/// The addresses of an endpoint. An IP address costs nothing; a name asks the system's resolver, which may block
+/// this core: give addresses or names from /etc/hosts where that matters.
+fn resolve(endpoint: &Endpoint) -> io::Result<Vec<Address>> {
+    match endpoint {
+        Endpoint::Unix(path) => Ok(vec![Address::Unix(path.clone())]),
+        Endpoint::Tcp { host, port } => {
+            Ok((host.as_str(), *port).to_socket_addrs()?.map(Address::Tcp).collect())
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The mirrors of one source on one core: exposure, levels and rings, for either protocol.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::config::{Database, Mirroring};
+use crate::metrics::MirrorMetrics;
+use crate::mirror::dispatch::{Bounds, Dispatcher, MemoryBudget};
+use crate::mirror::exposure::{Exposure, ExposureSet};
+use crate::mirror::ledger::DropReason;
+use crate::mirror::unit::{ClientId, Draft, Level, MirrorSet, Outcome, Unit, UnitPool};
+use crate::ring::{Chunk, Ring, WaitQueue, WeakSocket};
+
+/// One mirror: its rings, and what its workers wait for.
+pub struct Mirror<O> {
+    /// The source database's name.
+    pub source: String,
+    /// Where the units go.
+    pub destination: Database,
+    /// How they go there.
+    pub options: Mirroring,
+    /// The level as the engine knows it.
+    pub level: Level,
+    /// The rings.
+    pub dispatcher: RefCell<Dispatcher<Chunk, O>>,
+    /// Workers without work.
+    pub work: WaitQueue,
+    /// Counters.
+    pub metrics: Arc<MirrorMetrics>,
+    /// Connections of the workers, so that a stop can reach them.
+    pub connections: RefCell<Vec<WeakSocket>>,
+    /// Set when the workers shall end: at a stop, or when the mirror is taken out of the config.
+    pub retired: Cell<bool>,
+}
+
+impl<O: Outcome> Mirror<O> {
+    /// A mirror without workers.
+    pub fn new(
+        source: &str,
+        destination: Database,
+        options: Mirroring,
+        (metrics, budget, units): (Arc<MirrorMetrics>, MemoryBudget, UnitPool<Chunk, O>),
+        queue_bytes: usize,
+    ) -> Mirror<O> {
+        let bounds = Bounds { units: options.queue_length, bytes: queue_bytes };
+        metrics.settings.set_exposure(options.exposure);
+        metrics.settings.set_queue_bounds(bounds.units as u64, bounds.bytes as u64);
+        Mirror {
+            source: source.to_owned(),
+            level: level(options.level),
+            dispatcher: RefCell::new(Dispatcher::new(
+                metrics.ledger.clone(),
+                budget,
+                units,
+                bounds,
+            )),
+            destination,
+            options,
+            work: WaitQueue::default(),
+            metrics,
+            connections: RefCell::default(),
+            retired: Cell::new(false),
+        }
+    }
+
+    /// Books a sealed unit.
+    fn offer(&self, unit: &Rc<Unit<Chunk, O>>) {
+        self.dispatcher.borrow_mut().offer(unit);
+        self.note_queue();
+        self.work.wake_one();
+    }
+
+    /// Publishes how full the rings are.
+    pub fn note_queue(&self) {
+        let dispatcher = self.dispatcher.borrow();
+        self.metrics.queued_units.set(dispatcher.queued_units() as u64);
+        self.metrics.queued_bytes.set(dispatcher.queued_bytes() as u64);
+    }
+
+    /// Notes a worker's connection.
+    pub fn note_connection(&self, socket: WeakSocket) {
+        let mut connections = self.connections.borrow_mut();
+        connections.retain(|known| known.upgrade().is_some());
+        connections.push(socket);
+    }
+
+    /// Ends the workers: units on their way are lost with their connections, what waits is dropped.
+    pub fn retire(&self) {
+        self.retired.set(true);
+        self.dispatcher.borrow_mut().drain_remaining(DropReason::Shutdown);
+        for connection in self.connections.borrow().iter().filter_map(WeakSocket::upgrade) {
+            connection.stop_receiving();
+        }
+        self.work.wake_all();
+        self.note_queue();
+    }
+
+    /// Whether every unit that was offered is settled.
+    pub fn is_settled(&self) -> bool {
+        self.dispatcher.borrow().is_idle()
+    }
+}
+
+/// All mirrors of one source on one core.
+pub struct MirrorGroup<O> {
+    /// In the order of their bits in a [`MirrorSet`].
+    pub mirrors: Vec<Rc<Mirror<O>>>,
+    /// Units for reuse.
+    pub units: UnitPool<Chunk, O>,
+    exposures: RefCell<ExposureSet>,
+    /// The largest byte bound: a unit beyond it fits into no ring.
+    bytes_max: Cell<usize>,
+}
+
+impl<O: Outcome> MirrorGroup<O> {
+    /// The group of these mirrors.
+    pub fn new(mirrors: Vec<Rc<Mirror<O>>>, units: UnitPool<Chunk, O>) -> MirrorGroup<O> {
+        let group = MirrorGroup {
+            mirrors,
+            units,
+            exposures: RefCell::default(),
+            bytes_max: Cell::new(0),
+        };
+        group.refresh();
+        group
+    }
+
+    /// Whether there is nobody to mirror to.
+    pub fn is_empty(&self) -> bool {
+        self.mirrors.is_empty()
+    }
+
+    /// The largest unit that any ring takes, in bytes.
+    pub fn bytes_max(&self) -> usize {
+        self.bytes_max.get()
+    }
+
+    /// Takes over what was changed at run time: exposures, pauses, bounds.
+    pub fn refresh(&self) {
+        let mut exposures = Vec::with_capacity(self.mirrors.len());
+        let mut bytes_max = 0;
+        for mirror in &self.mirrors {
+            let settings = &mirror.metrics.settings;
+            exposures.push(Exposure::new(settings.exposure()).unwrap_or(Exposure::NONE));
+            let (units, bytes) = settings.queue_bounds();
+            let bounds = Bounds { units: units as usize, bytes: bytes as usize };
+            bytes_max = bytes_max.max(bounds.bytes);
+            let mut dispatcher = mirror.dispatcher.borrow_mut();
+            dispatcher.set_bounds(bounds);
+            dispatcher.set_paused(settings.paused());
+            drop(dispatcher);
+            mirror.work.wake_all();
+        }
+        *self.exposures.borrow_mut() = ExposureSet::new(&exposures);
+        self.bytes_max.set(bytes_max);
+    }
+
+    /// Which mirrors shall see the unit whose first byte has just arrived.
+    pub fn expose(&self, random: &RefCell<fastrand::Rng>) -> MirrorSet {
+        let exposures = self.exposures.borrow();
+        let draw = if exposures.needs_draw() { random.borrow_mut().f64() } else { 0.0 };
+        exposures.decide(draw)
+    }
+
+    /// Seals a unit and gives it to the mirrors in `exposed` whose level admits it; books it with all.
+    pub fn seal(&self, draft: Draft<Chunk, O>, exposed: MirrorSet, now_ns: u64) {
+        let unit = draft.seal(now_ns);
+        for (index, mirror) in self.mirrors.iter().enumerate() {
+            if !mirror.level.admits(unit.class) {
+                mirror.dispatcher.borrow_mut().exclude();
+            } else if exposed.contains(index) {
+                mirror.offer(&unit);
+            } else {
+                mirror.dispatcher.borrow_mut().leave_unexposed();
+            }
+        }
+        self.units.recycle(unit);
+    }
+
+    /// Books a unit that no mirror sees, whatever the draw.
+    pub fn exclude(&self) {
+        for mirror in &self.mirrors {
+            mirror.dispatcher.borrow_mut().exclude();
+        }
+    }
+
+    /// Books a unit that the draw left out for all.
+    pub fn leave_unexposed(&self) {
+        for mirror in &self.mirrors {
+            mirror.dispatcher.borrow_mut().leave_unexposed();
+        }
+    }
+
+    /// Books a unit that was given up before it was sealed.
+    pub fn refuse(&self, exposed: MirrorSet, reason: DropReason) {
+        for (index, mirror) in self.mirrors.iter().enumerate() {
+            let mut dispatcher = mirror.dispatcher.borrow_mut();
+            match exposed.contains(index) {
+                true => dispatcher.refuse(reason),
+                false => dispatcher.leave_unexposed(),
+            }
+        }
+    }
+
+    /// A client has left.
+    pub fn detach(&self, client: ClientId) {
+        for mirror in &self.mirrors {
+            mirror.dispatcher.borrow_mut().detach(client);
+        }
+    }
+}
+
+/// Appends received bytes to a unit: by reference where they fill most of the memory that they would pin, else as a
+/// copy. `pinned` says whether the unit holds this slab already.
+pub fn append<O: Outcome>(ring: &Ring, draft: &mut Draft<Chunk, O>, bytes: &Chunk) {
+    let held = bytes.pinned_bytes();
+    if crate::mirror::payload::worth_sharing(bytes.len(), held) && !ring.slabs_scarce() {
+        draft.payload.push_shared(bytes.clone(), held);
+    } else {
+        draft.payload.push_copy(bytes);
+    }
+}
+
+fn level(level: crate::config::Level) -> Level {
+    match level {
+        crate::config::Level::All => Level::All,
+        crate::config::Level::Dml => Level::Dml,
+        crate::config::Level::Ddl => Level::Ddl,
+        crate::config::Level::Reads => Level::Reads,
+        crate::config::Level::Writes => Level::Writes,
+    }
+}

@@ -1,0 +1,104 @@
+//! What must hold on a machine before a core can start, each with the way out if it does not.
+
+use std::fs;
+use std::io;
+
+use super::StartError;
+use crate::ring::{Ring, RingOptions};
+
+/// The first kernel with all operations that the ring uses.
+const KERNEL_MIN: (u32, u32) = (6, 1);
+
+/// glommio locks the memory of its own rings; less than this and it cannot start.
+const MEMLOCK_MIN: u64 = 512 * 1024;
+
+/// Descriptors below which a proxy is of little use.
+const DESCRIPTORS_MIN: u64 = 1024;
+
+/// Checks kernel, io_uring and limits.
+pub(super) fn check() -> Result<(), StartError> {
+    kernel()?;
+    memlock()?;
+    io_uring()?;
+    raise_descriptor_limit();
+    Ok(())
+}
+
+fn kernel() -> Result<(), StartError> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    match version(&release) {
+        Some(found) if found < KERNEL_MIN => Err(StartError::Machine(format!(
+            "the kernel is {}, but the data path needs Linux {}.{} or later: upgrade the kernel of this host",
+            release.trim(),
+            KERNEL_MIN.0,
+            KERNEL_MIN.1
+        ))),
+        // An unreadable version is no reason to refuse; the ring's own probe decides.
+        _ => Ok(()),
+    }
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+fn memlock() -> Result<(), StartError> {
+    let Ok((soft, hard)) = rlimit::getrlimit(rlimit::Resource::MEMLOCK) else { return Ok(()) };
+    if soft >= MEMLOCK_MIN {
+        return Ok(());
+    }
+    rlimit::setrlimit(rlimit::Resource::MEMLOCK, hard.min(MEMLOCK_MIN.max(soft)), hard)
+        .ok()
+        .filter(|()| hard >= MEMLOCK_MIN)
+        .ok_or_else(|| {
+            StartError::Machine(format!(
+                "the limit of locked memory is {soft} bytes and the executor needs {MEMLOCK_MIN}: raise it \
+                 (`ulimit -l`, LimitMEMLOCK= in the systemd unit)"
+            ))
+        })
+}
+
+fn io_uring() -> Result<(), StartError> {
+    let small = RingOptions { entries: 8, slabs: 8, slab_size: 4096, ..RingOptions::default() };
+    let Err(error) = Ring::new(&small) else { return Ok(()) };
+    let way_out = match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            "io_uring is forbidden to this process: set the sysctl kernel.io_uring_disabled=0, and allow \
+             io_uring_setup, io_uring_enter and io_uring_register in the container's seccomp profile"
+        }
+        Some(libc::ENOSYS) => "this kernel was built without io_uring: use one that has it",
+        Some(libc::ENOMEM) => {
+            "not enough memory may be locked: raise the limit (`ulimit -l`, LimitMEMLOCK=)"
+        }
+        Some(libc::EMFILE | libc::ENFILE) => "out of file descriptors: raise `ulimit -n`",
+        _ => "the kernel does not know the ring's set-up: Linux 6.1 or later is needed",
+    };
+    Err(StartError::Machine(format!("cannot set up io_uring ({error}): {way_out}")))
+}
+
+/// Raises the limit of open files to the hard limit and warns if that is little.
+pub fn raise_descriptor_limit() {
+    let raised: io::Result<u64> = rlimit::increase_nofile_limit(u64::MAX);
+    match raised {
+        Ok(limit) if limit < DESCRIPTORS_MIN => {
+            tracing::warn!(limit, "few files may be open: raise `ulimit -n` or LimitNOFILE=");
+        }
+        Ok(limit) => tracing::debug!(limit, "open files"),
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_versions_are_read_with_any_suffix() {
+        assert_eq!(version("6.1.0-13-amd64\n"), Some((6, 1)));
+        assert_eq!(version("5.15.167.4-microsoft-standard"), Some((5, 15)));
+        assert!(version("6.18.44").unwrap() >= KERNEL_MIN);
+        assert!(version("5.19.0").unwrap() < KERNEL_MIN);
+        assert_eq!(version(""), None);
+    }
+}
