@@ -1,0 +1,173 @@
+//! The client direction of the tracker.
+
+use super::super::startup::split_cstr;
+use super::{
+    ClientEvent, ClientSide, Named, Phase, Place, STATEMENT_CAPTURE_MAX, StatementText, Tracker,
+    Violation,
+};
+
+/// A stretch of one cycle's bytes that has not been reported yet.
+#[derive(Default)]
+struct Span {
+    start: usize,
+    end: usize,
+}
+
+type Sink<'s> = &'s mut dyn FnMut(ClientEvent<'_>);
+
+impl Tracker {
+    /// Reads what the client sent next.
+    ///
+    /// Adjacent bytes of one cycle come as one [`ClientEvent::Bytes`]. Before an error is returned, everything in front of
+    /// it has been reported.
+    pub fn client(&mut self, input: &[u8], on: Sink<'_>) -> Result<(), Violation> {
+        if self.phase == Phase::Replication {
+            return Ok(());
+        }
+        let mut span = Span::default();
+        let result = self.client_messages(input, &mut span, on);
+        self.flush(&mut span, false, on);
+        result
+    }
+
+    fn client_messages(
+        &mut self,
+        input: &[u8],
+        span: &mut Span,
+        on: Sink<'_>,
+    ) -> Result<(), Violation> {
+        let mut at = 0;
+        while at < input.len() {
+            let fresh = !self.client.framer.in_message();
+            let advance = self
+                .client
+                .framer
+                .advance(&input[at..])
+                .map_err(Violation::ClientFrame)?;
+            let tag = self.client.framer.tag().unwrap_or_default();
+            if fresh {
+                self.begin_message(tag, span, on);
+            }
+            let end = at + advance.consumed;
+            let body = &input[at + advance.body_at..end];
+            match tag {
+                b'p' => {
+                    self.flush(span, false, on);
+                    on(ClientEvent::Password { range: at..end });
+                }
+                b'X' => {
+                    self.flush(span, false, on);
+                    on(ClientEvent::Terminate { range: at..end });
+                }
+                _ if self.client.place == Place::Stray => {
+                    self.flush(span, false, on);
+                    on(ClientEvent::Stray { range: at..end });
+                }
+                _ => {
+                    if span.start == span.end {
+                        span.start = at;
+                    }
+                    span.end = end;
+                    if self.capture_statements && matches!(tag, b'Q' | b'P' | b'C') {
+                        self.client
+                            .statement(tag, advance.body_offset, body, advance.done, on);
+                    }
+                    if advance.done {
+                        let closes = self.cycles.end(tag);
+                        self.client.parses += u32::from(tag == b'P');
+                        if closes {
+                            self.flush(span, true, on);
+                        }
+                    }
+                }
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn begin_message(&mut self, tag: u8, span: &mut Span, on: Sink<'_>) {
+        if matches!(tag, b'p' | b'X') {
+            self.client.place = Place::Stray;
+            return;
+        }
+        self.client.place = self.cycles.begin(tag);
+        if self.client.place == Place::Opens {
+            self.flush(span, false, on);
+            self.client.parses = 0;
+            self.client.opening = true;
+            on(ClientEvent::Opened {
+                cycle: self.cycles.newest(),
+            });
+            self.client.place = Place::Continues;
+        }
+    }
+
+    fn flush(&mut self, span: &mut Span, closes: bool, on: Sink<'_>) {
+        if span.start < span.end {
+            on(ClientEvent::Bytes {
+                cycle: self.cycles.newest(),
+                range: span.start..span.end,
+                opens: std::mem::take(&mut self.client.opening),
+                closes,
+            });
+        }
+        *span = Span::default();
+    }
+}
+
+impl ClientSide {
+    /// Collects the body of a Query, Parse or Close and reports it with its last part.
+    fn statement(&mut self, tag: u8, offset: usize, part: &[u8], done: bool, on: Sink<'_>) {
+        let Some((body, truncated)) = self.capture.feed(offset, part, done, STATEMENT_CAPTURE_MAX)
+        else {
+            return;
+        };
+        match tag {
+            b'Q' => {
+                let sql = until_nul(body);
+                on(ClientEvent::Statement(StatementText {
+                    sql,
+                    truncated,
+                    extended: false,
+                }));
+            }
+            b'P' => {
+                if let Some((name, rest)) = split_cstr(body) {
+                    let sql = until_nul(rest);
+                    let cut = truncated && sql.len() == rest.len();
+                    let text = StatementText {
+                        sql,
+                        truncated: cut,
+                        extended: true,
+                    };
+                    on(ClientEvent::Statement(text));
+                    if !name.is_empty() {
+                        let body = (!truncated).then_some(body);
+                        on(ClientEvent::Named(Named::Parse {
+                            name,
+                            body,
+                            ordinal: self.parses,
+                        }));
+                    }
+                }
+            }
+            _ => {
+                if let Some((b'S', rest)) = body.split_first() {
+                    let name = until_nul(rest);
+                    if !name.is_empty() {
+                        on(ClientEvent::Named(Named::Close { name }));
+                    }
+                }
+            }
+        }
+        if offset > 0 {
+            self.capture.release();
+        }
+    }
+}
+
+/// The bytes before the first zero byte; all of them without one.
+fn until_nul(bytes: &[u8]) -> &[u8] {
+    split_cstr(bytes).map_or(bytes, |(text, _)| text)
+}
