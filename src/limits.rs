@@ -68,3 +68,16 @@ pub const RESP_INLINE_BYTES_MAX: u32 = 64 << 10;
 pub const RESP_ARGS_UNAUTHENTICATED_MAX: u32 = 10;
 /// One argument before AUTH: 16 KiB.
 pub const RESP_BULK_BYTES_UNAUTHENTICATED_MAX: u64 = 16 << 10;
+
+/// First pause after a mirror connection failed: short enough that a restart is hardly missed.
+pub const BACKOFF_NS_MIN: u64 = 100_000_000;
+
+/// Longest pause between attempts to reach a mirror, jitter included.
+pub const BACKOFF_NS_MAX: u64 = 5_000_000_000;
+
+/// The timer's own grain: a shorter pause would be slept too long, so it is saved up instead.
+pub const PACE_GRAIN_NS: u64 = 1_000_000;
+
+/// Longest lag behind the primary that `pace = "session"` keeps up on purpose; a longer one would
+/// fill the rings with units that only wait for their time.
+pub const PACE_LAG_NS_MAX: u64 = 5_000_000_000;

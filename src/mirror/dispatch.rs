@@ -231,6 +231,10 @@ impl<S, O: Outcome> Dispatcher<S, O> {
 
     /// The next unit to send. Clients take turns; none has more than the window on its way. Nothing
     /// leaves while the mirror is paused or unavailable.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "it is no iterator: what comes out must go back"
+    )]
     pub fn next(&mut self) -> Option<Ticket<S, O>> {
         if self.paused || self.unavailable {
             return None;

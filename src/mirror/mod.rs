@@ -8,6 +8,8 @@
 pub mod dispatch;
 pub mod exposure;
 pub mod ledger;
+pub mod pace;
 pub mod payload;
+pub mod pool;
 mod queue;
 pub mod unit;

@@ -260,7 +260,9 @@ impl<S, O> DerefMut for Draft<S, O> {
 
 /// Units for reuse, shared by everything on one core.
 #[derive(Debug)]
-pub struct UnitPool<S, O>(Rc<RefCell<Vec<Rc<Unit<S, O>>>>>);
+pub struct UnitPool<S, O>(Rc<RefCell<Kept<S, O>>>);
+
+type Kept<S, O> = Vec<Rc<Unit<S, O>>>;
 
 impl<S, O> Clone for UnitPool<S, O> {
     fn clone(&self) -> Self {
