@@ -13,3 +13,5 @@ pub mod protocol;
 pub mod proxy;
 pub mod ring;
 pub mod runtime;
+#[doc(hidden)]
+pub mod testing;
