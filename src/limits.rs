@@ -81,3 +81,8 @@ pub const PACE_GRAIN_NS: u64 = 1_000_000;
 /// Longest lag behind the primary that `pace = "session"` keeps up on purpose; a longer one would
 /// fill the rings with units that only wait for their time.
 pub const PACE_LAG_NS_MAX: u64 = 5_000_000_000;
+
+// --- proxy ------------------------------------------------------------------------------------
+
+/// From accept to a complete startup packet; PostgreSQL's own `authentication_timeout`.
+pub const POSTGRES_STARTUP_TIMEOUT: Duration = Duration::from_secs(60);

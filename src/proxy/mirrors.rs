@@ -9,7 +9,7 @@ use crate::metrics::MirrorMetrics;
 use crate::mirror::dispatch::{Bounds, Dispatcher, MemoryBudget};
 use crate::mirror::exposure::{Exposure, ExposureSet};
 use crate::mirror::ledger::DropReason;
-use crate::mirror::unit::{ClientId, Draft, Level, MirrorSet, Outcome, Unit, UnitPool};
+use crate::mirror::unit::{Class, ClientId, Draft, Level, MirrorSet, Outcome, Unit, UnitPool};
 use crate::ring::{Chunk, Ring, WaitQueue, WeakSocket};
 
 /// One mirror: its rings, and what its workers wait for.
@@ -136,6 +136,11 @@ impl<O: Outcome> MirrorGroup<O> {
         self.bytes_max.get()
     }
 
+    /// Whether any mirror compares data and not just outcomes.
+    pub fn compares_rows(&self) -> bool {
+        self.mirrors.iter().any(|mirror| mirror.options.compare == crate::config::Compare::Rows)
+    }
+
     /// Takes over what was changed at run time: exposures, pauses, bounds.
     pub fn refresh(&self) {
         let mut exposures = Vec::with_capacity(self.mirrors.len());
@@ -185,10 +190,14 @@ impl<O: Outcome> MirrorGroup<O> {
         }
     }
 
-    /// Books a unit that the draw left out for all.
-    pub fn leave_unexposed(&self) {
+    /// Books a unit of this class that the draw left out for all.
+    pub fn leave_out(&self, class: Class) {
         for mirror in &self.mirrors {
-            mirror.dispatcher.borrow_mut().leave_unexposed();
+            let mut dispatcher = mirror.dispatcher.borrow_mut();
+            match mirror.level.admits(class) {
+                true => dispatcher.leave_unexposed(),
+                false => dispatcher.exclude(),
+            }
         }
     }
 
@@ -212,7 +221,7 @@ impl<O: Outcome> MirrorGroup<O> {
 }
 
 /// Appends received bytes to a unit: by reference where they fill most of the memory that they would pin, else as a
-/// copy. `pinned` says whether the unit holds this slab already.
+/// copy.
 pub fn append<O: Outcome>(ring: &Ring, draft: &mut Draft<Chunk, O>, bytes: &Chunk) {
     let held = bytes.pinned_bytes();
     if crate::mirror::payload::worth_sharing(bytes.len(), held) && !ring.slabs_scarce() {

@@ -5,6 +5,8 @@
 
 pub mod context;
 pub mod mirrors;
+pub mod postgres;
 pub mod redis;
+pub mod services;
 
 pub use context::Context;

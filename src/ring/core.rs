@@ -295,7 +295,7 @@ impl State {
         self.push(key, Op::Receive, opcode::RecvMulti::new(fd, GROUP).build());
     }
 
-    fn cancel(&mut self, key: Key, op: Op) {
+    pub(super) fn cancel(&mut self, key: Key, op: Op) {
         let entry = opcode::AsyncCancel::new(key.user_data(op)).build();
         self.push(key, Op::Cancel, entry);
     }

@@ -69,6 +69,15 @@ impl Listener {
     }
 }
 
+impl Listener {
+    /// Accepts nobody any more: a waiting [`Listener::accept`] fails with `ECANCELED`.
+    pub fn stop(&self) {
+        let mut state = self.ring.core.state.borrow_mut();
+        state.slot(self.key).end = Some(End::Error(libc::ECANCELED));
+        state.close_listener(self.key);
+    }
+}
+
 /// Whether an accept that failed so is worth another try.
 fn passing(error: i32) -> bool {
     matches!(
@@ -93,6 +102,16 @@ impl Drop for Listener {
 }
 
 impl State {
+    /// Cancels the accept and wakes who waits for it.
+    fn close_listener(&mut self, key: Key) {
+        if self.slot(key).accepting {
+            self.cancel(key, Op::Accept);
+        }
+        if let Some(reader) = self.slot(key).reader.take() {
+            reader.wake();
+        }
+    }
+
     fn arm_accept(&mut self, key: Key) {
         let slot = self.slot(key);
         let Some(fd) = &slot.fd else { return };

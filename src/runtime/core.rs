@@ -16,7 +16,7 @@ use crate::config::{Config, RingConfig};
 use crate::metrics::Registry;
 use crate::proxy::Context;
 use crate::proxy::context::Event;
-use crate::proxy::services::Services;
+use crate::proxy::services::{Services, Shared};
 use crate::ring::{Doorbell, Listener, Notify, Queue, Queues, Ring, RingOptions, Ringer, drive};
 
 /// How often a core publishes its ring's counters and looks at its drain.
@@ -36,6 +36,7 @@ pub(super) struct CoreSeed {
     pub registry: Arc<Registry>,
     pub sockets: Vec<Bound>,
     pub events: Sender<Event>,
+    pub shared: Arc<Shared>,
 }
 
 /// The control thread's side of a core.
@@ -123,12 +124,12 @@ async fn run(
     };
     let queues = Queues::new();
     drive(&ring, &queues);
-    let CoreSeed { index, config, registry, sockets, events, .. } = seed;
+    let CoreSeed { index, config, registry, sockets, events, shared, .. } = seed;
     let context =
         Rc::new(Context::new(index, ring, queues.clone(), registry, config.clone(), events));
     let ended = Rc::new(Notify::default());
     let core = Core {
-        services: Rc::new(Services::new(&context, &config)),
+        services: Rc::new(Services::new(&context, shared, &config)),
         context,
         accepting: Rc::new(Cell::new(true)),
         drained,

@@ -17,6 +17,7 @@ use crossbeam_channel::{Receiver, Sender};
 use crate::config::Config;
 use crate::metrics::Registry;
 use crate::proxy::context::Event;
+use crate::proxy::services::Shared;
 use crate::ring::Ringer;
 
 pub use probes::raise_descriptor_limit;
@@ -104,6 +105,7 @@ pub fn start(config: &Arc<Config>, registry: &Arc<Registry>) -> Result<Cores, St
     probes::check()?;
     let bound = listeners::bind(config, &cpus)?;
     let (tell, events) = crossbeam_channel::bounded(EVENTS_MAX);
+    let shared = Arc::new(Shared::default());
     let mut handles = Vec::with_capacity(cpus.len());
     for ((index, cpu), sockets) in cpus.iter().enumerate().zip(bound.per_core) {
         let seed = core::CoreSeed {
@@ -113,6 +115,7 @@ pub fn start(config: &Arc<Config>, registry: &Arc<Registry>) -> Result<Cores, St
             registry: registry.clone(),
             sockets,
             events: tell.clone(),
+            shared: shared.clone(),
         };
         match core::start(seed) {
             Ok(handle) => handles.push(handle),

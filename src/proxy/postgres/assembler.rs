@@ -1,0 +1,256 @@
+//! Builds units from a client's cycles. Sans-IO: bytes, time and the draw come in as arguments.
+//!
+//! A unit is what the client sent from the first message outside a transaction to the ReadyForQuery with
+//! status `I` that closes it. Whether a cycle opens a unit is known at once when nothing is outstanding; then the
+//! exposure is drawn at the first byte, and an unexposed unit costs no copy. In a pipeline it is known only when the
+//! cycles before it are answered: its bytes are kept by themselves until then.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use super::outcome::{Identity, PostgresOutcome, TEXT_MAX};
+use crate::mirror::ledger::DropReason;
+use crate::mirror::unit::{Class, ClientId, Draft, MirrorSet};
+use crate::protocol::postgres::tracker::{CycleDone, StatementOutcome, TxStatus};
+use crate::proxy::mirrors::{MirrorGroup, append};
+use crate::ring::{Chunk, Ring};
+
+type PgDraft = Draft<Chunk, PostgresOutcome>;
+
+/// The units of one client.
+pub struct Assembler {
+    client: ClientId,
+    identity: Option<Rc<Identity>>,
+    unit: Option<Open>,
+    /// Cycles that are not answered, oldest first.
+    cycles: VecDeque<Cycle>,
+}
+
+/// A unit that has begun.
+struct Open {
+    exposed: MirrorSet,
+    content: Content,
+}
+
+/// Bytes of a unit or of a cycle that may become one.
+struct Content {
+    class: Class,
+    /// `None`: nobody wants the bytes, or there were too many of them.
+    draft: Option<PgDraft>,
+    oversize: bool,
+}
+
+struct Cycle {
+    number: u64,
+    /// Bytes that could not be attributed yet; `None`: they belong to the open unit.
+    pending: Option<Content>,
+}
+
+/// What the assembler needs of its surroundings at every step.
+pub struct Surroundings<'a> {
+    /// Where units go.
+    pub mirrors: &'a MirrorGroup<PostgresOutcome>,
+    /// The core's ring, for the state of its slabs.
+    pub ring: &'a Ring,
+    /// The core's random numbers.
+    pub random: &'a std::cell::RefCell<fastrand::Rng>,
+    /// The time.
+    pub now_ns: u64,
+}
+
+impl Assembler {
+    /// For a client that has sent nothing yet.
+    pub fn new(client: ClientId) -> Assembler {
+        Assembler { client, identity: None, unit: None, cycles: VecDeque::new() }
+    }
+
+    /// The client has said who it is.
+    pub fn set_identity(&mut self, identity: Rc<Identity>) {
+        self.identity = Some(identity);
+    }
+
+    /// Whether no unit is under way.
+    pub fn is_quiet(&self) -> bool {
+        self.unit.is_none() && self.cycles.is_empty()
+    }
+
+    /// A cycle begins.
+    pub fn opened(&mut self, cycle: u64, around: &Surroundings<'_>) {
+        let pending = if !self.cycles.is_empty() {
+            // In a pipeline: whose cycle it is shows later.
+            Some(self.content(around, true))
+        } else {
+            if self.unit.is_none() {
+                let exposed = around.mirrors.expose(around.random);
+                let content = self.content(around, !exposed.is_empty());
+                self.unit = Some(Open { exposed, content });
+            }
+            None
+        };
+        self.cycles.push_back(Cycle { number: cycle, pending });
+        if let Some(draft) = self.newest().and_then(|content| content.draft.as_mut()) {
+            draft.begin_group(around.now_ns);
+        }
+    }
+
+    /// Bytes of the newest cycle.
+    pub fn bytes(&mut self, bytes: &Chunk, around: &Surroundings<'_>) {
+        let bytes_max = around.mirrors.bytes_max();
+        let held = self.held_bytes();
+        let Some(content) = self.newest() else { return };
+        let Some(draft) = &mut content.draft else { return };
+        if held + bytes.len() > bytes_max {
+            content.oversize = true;
+            if let Some(draft) = content.draft.take() {
+                around.mirrors.units.discard(draft);
+            }
+            return;
+        }
+        append(around.ring, draft, bytes);
+    }
+
+    /// The text of a statement of the newest cycle.
+    pub fn statement(&mut self, sql: &[u8], class: Class) {
+        let Some(content) = self.newest() else { return };
+        content.class |= class;
+        if let Some(draft) = &mut content.draft
+            && draft.outcome.text.is_empty()
+        {
+            let text = String::from_utf8_lossy(&sql[..sql.len().min(TEXT_MAX)]);
+            draft.outcome.text.push_str(&text);
+        }
+    }
+
+    /// A statement of this cycle has ended.
+    pub fn statement_done(&mut self, cycle: u64, outcome: &StatementOutcome) {
+        let at = self.cycles.iter_mut().find(|waiting| waiting.number >= cycle);
+        let content = match at.and_then(|cycle| cycle.pending.as_mut()) {
+            Some(content) => Some(content),
+            None => self.unit.as_mut().map(|unit| &mut unit.content),
+        };
+        if let Some(draft) = content.and_then(|content| content.draft.as_mut()) {
+            draft.outcome.statements.push(*outcome);
+        }
+    }
+
+    /// ReadyForQuery. Returns whether a unit ended with it.
+    pub fn cycle_done(&mut self, done: &CycleDone, around: &Surroundings<'_>) -> bool {
+        while self.cycles.front().is_some_and(|cycle| cycle.number <= done.cycle) {
+            let Some(cycle) = self.cycles.pop_front() else { break };
+            if let Some(content) = cycle.pending {
+                self.attribute(content, around);
+            }
+        }
+        if let Some(unit) = &mut self.unit {
+            if let Some(draft) = &mut unit.content.draft {
+                draft.outcome.cycles += 1;
+                cut(draft, done.unfinished);
+            }
+        }
+        if done.status != TxStatus::Idle {
+            return false;
+        }
+        let Some(unit) = self.unit.take() else { return false };
+        self.close(unit, around);
+        true
+    }
+
+    /// The client is gone, or cannot be followed any more: what is unfinished is no unit.
+    pub fn abandon(&mut self, mirrors: &MirrorGroup<PostgresOutcome>) {
+        let pending = self.cycles.drain(..).filter_map(|cycle| cycle.pending);
+        let open = self.unit.take().map(|unit| unit.content);
+        for content in pending.chain(open) {
+            mirrors.exclude();
+            if let Some(draft) = content.draft {
+                mirrors.units.discard(draft);
+            }
+        }
+    }
+
+    /// A cycle of a pipeline whose turn has come: it opens a unit or goes on with the open one.
+    fn attribute(&mut self, mut content: Content, around: &Surroundings<'_>) {
+        let Some(unit) = &mut self.unit else {
+            let exposed = around.mirrors.expose(around.random);
+            if exposed.is_empty()
+                && let Some(draft) = content.draft.take()
+            {
+                around.mirrors.units.discard(draft);
+            }
+            self.unit = Some(Open { exposed, content });
+            return;
+        };
+        unit.content.class |= content.class;
+        unit.content.oversize |= content.oversize;
+        match (&mut unit.content.draft, content.draft.take()) {
+            (Some(draft), Some(mut more)) if !unit.content.oversize => {
+                let offset = draft.payload.len();
+                let groups = more.groups.clone();
+                draft.payload.append(std::mem::take(&mut more.payload));
+                for mut group in groups {
+                    group.offset += offset;
+                    draft.groups.push(group);
+                }
+                draft.outcome.statements.append(&mut more.outcome.statements);
+                around.mirrors.units.discard(more);
+            }
+            (_, more) => {
+                for draft in [unit.content.draft.take(), more].into_iter().flatten() {
+                    around.mirrors.units.discard(draft);
+                }
+            }
+        }
+    }
+
+    fn close(&mut self, unit: Open, around: &Surroundings<'_>) {
+        let Open { exposed, content } = unit;
+        if content.oversize {
+            return around.mirrors.refuse(exposed, DropReason::Oversize);
+        }
+        match content.draft {
+            Some(mut draft) => {
+                draft.class = content.class;
+                around.mirrors.seal(draft, exposed, around.now_ns);
+            }
+            None => around.mirrors.leave_out(content.class),
+        }
+    }
+
+    fn content(&self, around: &Surroundings<'_>, wanted: bool) -> Content {
+        let draft = wanted.then(|| {
+            let mut draft = around.mirrors.units.draft(self.client, around.now_ns);
+            draft.outcome.identity = self.identity.clone();
+            draft
+        });
+        Content { class: Class::NONE, draft, oversize: false }
+    }
+
+    /// Where bytes go now.
+    fn newest(&mut self) -> Option<&mut Content> {
+        match self.cycles.back_mut().and_then(|cycle| cycle.pending.as_mut()) {
+            Some(content) => Some(content),
+            None => self.unit.as_mut().map(|unit| &mut unit.content),
+        }
+    }
+
+    fn held_bytes(&self) -> usize {
+        let pending = self.cycles.iter().filter_map(|cycle| cycle.pending.as_ref());
+        let open = self.unit.as_ref().map(|unit| &unit.content);
+        pending
+            .chain(open)
+            .filter_map(|content| content.draft.as_ref())
+            .map(|draft| draft.payload.len())
+            .sum()
+    }
+}
+
+/// Takes `unfinished` bytes from the end: the client had not finished their message when the server answered.
+fn cut(draft: &mut PgDraft, unfinished: usize) {
+    if unfinished == 0 {
+        return;
+    }
+    let mut bytes = Vec::new();
+    draft.payload.copy_into(&mut bytes);
+    bytes.truncate(bytes.len().saturating_sub(unfinished));
+    draft.payload.clear();
+    draft.payload.push_copy(&bytes);
+}

@@ -1,0 +1,319 @@
+//! One Postgres client and its own connection to the primary.
+//!
+//! Bytes go on as they come, in both directions; the tracker only reads along. The client authenticates with
+//! the primary itself. If the stream cannot be followed any more, it is still forwarded, and not mirrored.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use super::assembler::{Assembler, Surroundings};
+use super::handshake::{self, Hello, Refusal};
+use super::outcome::Identity;
+use super::{SharedSource, Source};
+use crate::config::Protocol;
+use crate::limits::SOCKET_SEND_BYTES;
+use crate::metrics;
+use crate::mirror::unit::{Class, ClientId};
+use crate::protocol::postgres::sql;
+use crate::protocol::postgres::startup::{Severity, encode_error};
+use crate::protocol::postgres::tracker::{ClientEvent, ServerEvent, Tracker};
+use crate::proxy::Context;
+use crate::proxy::context;
+use crate::proxy::services::{Services, Shared};
+use crate::ring::{Chunk, Queue, Socket, WeakSocket};
+
+/// Serves one accepted connection to its end.
+pub async fn serve(
+    context: Rc<Context>,
+    services: Rc<Services>,
+    client: Socket,
+    database: Option<usize>,
+) {
+    let listener = context.metrics.listener(metrics::Protocol::Postgres);
+    let hello = match handshake::receive(&context, &services.shared, &client).await {
+        Ok(hello) => hello,
+        Err(Refusal::CancelDone) => return,
+        Err(refusal) => {
+            listener.refused.add(1);
+            tracing::debug!(%refusal, peer = ?client.peer(), "no session");
+            return;
+        }
+    };
+    let Some(source) = choose(&services, &context, &hello, database) else {
+        let name = String::from_utf8_lossy(hello.startup.database()).into_owned();
+        let message = format!("database \"{name}\" does not exist");
+        client.write(&encode_error(Severity::Fatal, "3D000", &message));
+        listener.refused.add(1);
+        return;
+    };
+    let primary = match context.connect(&source.database.endpoint).await {
+        Ok(primary) => primary,
+        Err(error) => {
+            tracing::warn!(database = source.database.name, %error, "the primary cannot be reached");
+            client.write(&encode_error(Severity::Fatal, "08006", "the primary cannot be reached"));
+            listener.refused.add(1);
+            return;
+        }
+    };
+    primary.write(&startup_packet(&hello, &source));
+    let session = PgSession::start(&context, &services.shared, source, &hello, &client, &primary);
+    context.queues.spawn(Queue::Serve, {
+        let (session, client, primary) = (session.clone(), client.clone(), primary.clone());
+        async move { session.downstream(&client, &primary).await }
+    });
+    session.upstream(&client, &primary).await;
+}
+
+fn choose(
+    services: &Services,
+    context: &Context,
+    hello: &Hello,
+    database: Option<usize>,
+) -> Option<SharedSource> {
+    let index = match database {
+        Some(index) => index,
+        None => {
+            let name = std::str::from_utf8(hello.startup.database()).ok()?;
+            let config = context.config.borrow();
+            let found = config.database_index(name)?;
+            (config.databases[found].protocol == Protocol::Postgres).then_some(found)?
+        }
+    };
+    services.postgres(index)
+}
+
+/// The client's own packet, unless the database has another name on the server.
+fn startup_packet(hello: &Hello, source: &Source) -> Vec<u8> {
+    let name = source.database.database_name.as_bytes();
+    if hello.startup.database() == name {
+        return hello.packet.clone();
+    }
+    let mut startup = hello.startup.clone();
+    startup.set(b"database", name);
+    startup.encode()
+}
+
+struct PgSession {
+    context: Rc<Context>,
+    shared: Arc<Shared>,
+    source: SharedSource,
+    id: ClientId,
+    tracker: RefCell<Tracker>,
+    assembler: RefCell<Assembler>,
+    /// Whether the streams are still understood.
+    followed: Cell<bool>,
+    cancel_key: RefCell<Option<(u32, Box<[u8]>)>>,
+    /// When the unit under way began.
+    began_ns: Cell<u64>,
+    draining: Cell<bool>,
+    client: WeakSocket,
+    primary: WeakSocket,
+}
+
+impl PgSession {
+    fn start(
+        context: &Rc<Context>,
+        shared: &Arc<Shared>,
+        source: SharedSource,
+        hello: &Hello,
+        client: &Socket,
+        primary: &Socket,
+    ) -> Rc<PgSession> {
+        let id = context.new_client();
+        let mut tracker = Tracker::new(hello.startup.is_replication());
+        let mirrored = !source.mirrors.is_empty();
+        tracker.set_capture(mirrored);
+        tracker.set_digest(mirrored && source.mirrors.compares_rows());
+        let mut assembler = Assembler::new(id);
+        assembler.set_identity(Rc::new(Identity {
+            startup: hello.startup.clone(),
+            user: String::from_utf8_lossy(hello.startup.user().unwrap_or_default()).into_owned(),
+        }));
+        source.metrics.active_clients.add(1);
+        let session = Rc::new(PgSession {
+            context: context.clone(),
+            shared: shared.clone(),
+            source,
+            id,
+            tracker: RefCell::new(tracker),
+            assembler: RefCell::new(assembler),
+            followed: Cell::new(true),
+            cancel_key: RefCell::default(),
+            began_ns: Cell::new(0),
+            draining: Cell::new(false),
+            client: client.downgrade(),
+            primary: primary.downgrade(),
+        });
+        let registered: Weak<PgSession> = Rc::downgrade(&session);
+        context.register(id, registered);
+        session
+    }
+
+    async fn upstream(&self, client: &Socket, primary: &Socket) {
+        let counters = self.context.metrics.listener(metrics::Protocol::Postgres);
+        while let Ok(Some(chunk)) = client.recv().await {
+            counters.client_bytes_in.add(chunk.len() as u64);
+            counters.primary_bytes_out.add(chunk.len() as u64);
+            if self.followed.get() {
+                self.from_client(&chunk);
+            }
+            primary.send(chunk);
+            if primary.drained(SOCKET_SEND_BYTES).await.is_err() {
+                break;
+            }
+        }
+        primary.shutdown_write();
+    }
+
+    async fn downstream(&self, client: &Socket, primary: &Socket) {
+        let counters = self.context.metrics.listener(metrics::Protocol::Postgres);
+        while let Ok(Some(chunk)) = primary.recv().await {
+            counters.primary_bytes_in.add(chunk.len() as u64);
+            counters.client_bytes_out.add(chunk.len() as u64);
+            if self.followed.get() {
+                self.from_primary(&chunk);
+            }
+            client.send(chunk);
+            if client.drained(SOCKET_SEND_BYTES).await.is_err() {
+                break;
+            }
+            if self.draining.get() {
+                self.end_if_idle();
+            }
+        }
+        // The primary has ended, or the client takes no more: either way the session is over.
+        client.stop_receiving();
+        primary.stop_receiving();
+    }
+
+    fn from_client(&self, chunk: &Chunk) {
+        let around = self.surroundings();
+        let mut assembler = self.assembler.borrow_mut();
+        let mirrored = !self.source.mirrors.is_empty();
+        let result = self.tracker.borrow_mut().client(chunk, &mut |event| match event {
+            ClientEvent::Opened { cycle } => {
+                if assembler.is_quiet() {
+                    self.began_ns.set(around.now_ns);
+                }
+                assembler.opened(cycle, &around);
+            }
+            ClientEvent::Bytes { range, .. } if mirrored => {
+                assembler.bytes(&chunk.slice(range), &around);
+            }
+            ClientEvent::Statement(text) => {
+                let class = match text.truncated {
+                    true => Class::UNKNOWN,
+                    false => classify(text.sql),
+                };
+                assembler.statement(text.sql, class);
+            }
+            _ => {}
+        });
+        if let Err(violation) = result {
+            drop(assembler);
+            self.lose_track(&violation);
+        }
+    }
+
+    fn from_primary(&self, chunk: &Chunk) {
+        let around = self.surroundings();
+        let mut assembler = self.assembler.borrow_mut();
+        let result = self.tracker.borrow_mut().server(chunk, &mut |event| match event {
+            ServerEvent::BackendKey { pid, key } => {
+                self.shared.cancels.insert(pid, key, &self.source.database.endpoint);
+                *self.cancel_key.borrow_mut() = Some((pid, key.into()));
+            }
+            ServerEvent::StatementDone { cycle, outcome } => {
+                if let Some(code) = outcome.sqlstate() {
+                    let word = metrics::ErrorWord::of_sqlstate(code.as_str().as_bytes());
+                    self.source.metrics.errors.count(word);
+                }
+                assembler.statement_done(cycle, outcome);
+            }
+            ServerEvent::CycleDone(done) => {
+                if assembler.cycle_done(&done, &around) {
+                    self.source.metrics.requests.add(1);
+                    let latency = around.now_ns.saturating_sub(self.began_ns.get());
+                    self.source.metrics.latency.record(latency);
+                    self.began_ns.set(around.now_ns);
+                }
+            }
+            _ => {}
+        });
+        if let Err(violation) = result {
+            drop(assembler);
+            self.lose_track(&violation);
+        }
+    }
+
+    /// The session goes on, unmirrored.
+    fn lose_track(&self, violation: &dyn std::fmt::Display) {
+        self.followed.set(false);
+        self.assembler.borrow_mut().abandon(&self.source.mirrors);
+        tracing::warn!(client = self.id.0, database = self.source.database.name, %violation,
+            "a session cannot be followed and is not mirrored any more");
+    }
+
+    fn surroundings(&self) -> Surroundings<'_> {
+        Surroundings {
+            mirrors: &self.source.mirrors,
+            ring: &self.context.ring,
+            random: &self.context.random,
+            now_ns: self.context.ring.now_ns(),
+        }
+    }
+
+    fn end_if_idle(&self) {
+        if !self.tracker.borrow().idle() && self.followed.get() {
+            return;
+        }
+        if let Some(client) = self.client.upgrade() {
+            let message = "terminating connection due to administrator command";
+            client.write(&encode_error(Severity::Fatal, "57P01", message));
+        }
+        context::Session::stop(self);
+    }
+}
+
+impl context::Session for PgSession {
+    fn drain(&self) {
+        self.draining.set(true);
+        self.end_if_idle();
+    }
+
+    fn stop(&self) {
+        for socket in [&self.client, &self.primary].into_iter().filter_map(WeakSocket::upgrade) {
+            socket.stop_receiving();
+        }
+    }
+}
+
+impl Drop for PgSession {
+    fn drop(&mut self) {
+        self.assembler.get_mut().abandon(&self.source.mirrors);
+        self.source.mirrors.detach(self.id);
+        self.context.unregister(self.id);
+        self.source.metrics.active_clients.sub(1);
+        if let Some((pid, key)) = self.cancel_key.get_mut().take() {
+            self.shared.cancels.remove(pid, &key);
+        }
+    }
+}
+
+/// What the units of this text may do, for the levels.
+fn classify(text: &[u8]) -> Class {
+    let found = sql::classify(text);
+    let mut class = Class::NONE;
+    for (bit, here) in [
+        (Class::READS, found.reads()),
+        (Class::WRITES, found.writes()),
+        (Class::DDL, found.ddl()),
+        (Class::UNKNOWN, found.unknown()),
+    ] {
+        if here {
+            class |= bit;
+        }
+    }
+    class
+}

@@ -1,0 +1,107 @@
+//! The packets before a session: encryption requests, cancels, the startup packet.
+
+use std::io;
+
+use crate::limits::POSTGRES_STARTUP_TIMEOUT;
+use crate::protocol::postgres::startup::{
+    First, StartupError, StartupMessage, parse_first, repeated_request, unencrypted_data_error,
+};
+use crate::proxy::Context;
+use crate::proxy::services::Shared;
+use crate::ring::{Chunk, Socket};
+
+/// A client that wants a session.
+pub(super) struct Hello {
+    pub startup: StartupMessage,
+    /// The startup packet's own bytes.
+    pub packet: Vec<u8>,
+}
+
+/// Why there is no session.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("the client left before it said who it is")]
+    Gone,
+    #[error("a cancel request was passed on")]
+    CancelDone,
+    #[error("{0}")]
+    Protocol(StartupError),
+    #[error("unencrypted bytes behind an encryption request")]
+    Smuggled,
+    #[error("no startup packet in time")]
+    TimedOut,
+}
+
+/// Reads up to the startup packet and answers what comes before it.
+pub(super) async fn receive(
+    context: &Context,
+    shared: &Shared,
+    client: &Socket,
+) -> Result<Hello, Refusal> {
+    let hello = converse(context, shared, client);
+    context
+        .ring
+        .timeout(POSTGRES_STARTUP_TIMEOUT, hello)
+        .await
+        .unwrap_or(Err(Refusal::TimedOut))
+        .inspect_err(|refusal| {
+            let answer = match refusal {
+                Refusal::Protocol(error) => error.response(),
+                Refusal::Smuggled => Some(unencrypted_data_error(true)),
+                _ => None,
+            };
+            client.write(&answer.unwrap_or_default());
+        })
+}
+
+async fn converse(context: &Context, shared: &Shared, client: &Socket) -> Result<Hello, Refusal> {
+    let (mut asked_ssl, mut asked_gss) = (false, false);
+    let mut buffer = Vec::new();
+    loop {
+        let Some(parsed) = parse_first(&buffer) else {
+            match client.recv().await {
+                Ok(Some(chunk)) => buffer.extend_from_slice(&chunk),
+                Ok(None) | Err(_) => return Err(Refusal::Gone),
+            }
+            continue;
+        };
+        let parsed = parsed.map_err(Refusal::Protocol)?;
+        let (asked, is_ssl) = match parsed.first {
+            First::Startup(startup) => {
+                client.unrecv(Chunk::from(buffer.split_off(parsed.consumed)));
+                return Ok(Hello { startup, packet: buffer });
+            }
+            First::Cancel(request) => {
+                if let Err(error) = cancel(context, shared, &request).await {
+                    tracing::warn!(%error, "cannot pass a cancel request on");
+                }
+                return Err(Refusal::CancelDone);
+            }
+            First::SslRequest => (&mut asked_ssl, true),
+            First::GssEncRequest => (&mut asked_gss, false),
+        };
+        if std::mem::replace(asked, true) {
+            return Err(Refusal::Protocol(repeated_request(is_ssl)));
+        }
+        if buffer.len() > parsed.consumed {
+            return Err(Refusal::Smuggled);
+        }
+        buffer.clear();
+        client.write(b"N");
+    }
+}
+
+/// Passes a cancel request to the server that issued the key, and waits until that has taken it. A key that nobody
+/// here issued is ignored, as Postgres does.
+async fn cancel(
+    context: &Context,
+    shared: &Shared,
+    request: &crate::protocol::postgres::startup::CancelRequest,
+) -> io::Result<()> {
+    let Some(endpoint) = shared.cancels.find(request.pid, &request.key) else { return Ok(()) };
+    let server = context.connect(&endpoint).await?;
+    server.write(&request.encode());
+    // The server closes when the signal is sent; the client learns by our close that it was.
+    while server.recv().await?.is_some() {}
+    Ok(())
+}

@@ -1,0 +1,33 @@
+//! Postgres: clients with their primary connections, and the workers of mirrors.
+
+mod assembler;
+mod cancel;
+mod client;
+mod handshake;
+mod mirror;
+mod outcome;
+
+use std::rc::Rc;
+
+use super::mirrors::MirrorGroup;
+use crate::config::Database;
+use crate::metrics::SourceMetrics;
+use std::sync::Arc;
+
+pub use cancel::CancelRegistry;
+pub use client::serve;
+pub use mirror::start_workers;
+pub use outcome::{Identity, PostgresOutcome};
+
+/// A database that clients connect to, with its mirrors, on one core.
+pub struct Source {
+    /// Where it is.
+    pub database: Database,
+    /// Its mirrors.
+    pub mirrors: MirrorGroup<PostgresOutcome>,
+    /// Its counters.
+    pub metrics: Arc<SourceMetrics>,
+}
+
+/// Shared by all sessions of the source.
+pub type SharedSource = Rc<Source>;

@@ -1,0 +1,254 @@
+//! What a core serves: its sources with their mirrors, made from the config and kept across reloads.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::mirrors::{Mirror, MirrorGroup};
+use super::{Context, postgres, redis};
+use crate::config::{Config, Protocol};
+use crate::metrics;
+use crate::mirror::unit::{Outcome, UnitPool};
+use crate::ring::{Chunk, Listener, Queue, Socket};
+
+/// What all cores share besides config and counters; each with the reason why it is no hot path.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// Locked at login, logout and cancel only.
+    pub cancels: postgres::CancelRegistry,
+}
+
+/// The sources of one core.
+pub struct Services {
+    /// Shared with the other cores.
+    pub shared: Arc<Shared>,
+    context: Rc<Context>,
+    postgres: RefCell<HashMap<usize, postgres::SharedSource>>,
+    redis: RefCell<HashMap<usize, redis::SharedSource>>,
+    postgres_mirrors: RefCell<Vec<Rc<Mirror<postgres::PostgresOutcome>>>>,
+    redis_mirrors: RefCell<Vec<Rc<Mirror<redis::RedisOutcome>>>>,
+    listeners: RefCell<Vec<Weak<Listener>>>,
+}
+
+impl Services {
+    /// Makes the sources of `config` and starts the workers of their mirrors.
+    pub fn new(context: &Rc<Context>, shared: Arc<Shared>, config: &Arc<Config>) -> Services {
+        let services = Services {
+            shared,
+            context: context.clone(),
+            postgres: RefCell::default(),
+            redis: RefCell::default(),
+            postgres_mirrors: RefCell::default(),
+            redis_mirrors: RefCell::default(),
+            listeners: RefCell::default(),
+        };
+        services.reconfigure(config);
+        services
+    }
+
+    /// Serves an accepted connection in a task of its own.
+    pub fn serve(self: &Rc<Self>, listener: usize, socket: Socket) {
+        let config = self.context.config.borrow().clone();
+        let Some(listener) = config.listeners.get(listener) else { return };
+        let database = listener.database;
+        let protocol = metric_protocol(listener.protocol);
+        let counters = self.context.metrics.clone();
+        counters.listener(protocol).accepted.add(1);
+        counters.listener(protocol).active.add(1);
+        let open = Open { counters, protocol };
+        let (context, services) = (self.context.clone(), self.clone());
+        match listener.protocol {
+            Protocol::Postgres => self.context.queues.spawn(Queue::Serve, async move {
+                postgres::serve(context, services, socket, database).await;
+                drop(open);
+            }),
+            Protocol::Redis => {
+                let source = database.and_then(|index| self.redis.borrow().get(&index).cloned());
+                if let Some(source) = source {
+                    self.context.queues.spawn(Queue::Serve, async move {
+                        redis::serve(context, source, socket).await;
+                        drop(open);
+                    });
+                }
+            }
+        }
+    }
+
+    /// The Postgres source of this database.
+    pub fn postgres(&self, database: usize) -> Option<postgres::SharedSource> {
+        self.postgres.borrow().get(&database).cloned()
+    }
+
+    /// Takes a new config into force: for new connections whole, for mirrors that stay their settings.
+    pub fn reconfigure(&self, config: &Arc<Config>) {
+        *self.context.config.borrow_mut() = config.clone();
+        self.context.budget.set_limit(config.general.mirror_memory);
+        let postgres = self.remake(
+            config,
+            Protocol::Postgres,
+            &self.postgres_mirrors,
+            postgres::start_workers,
+            |index, mirrors, metrics| {
+                let database = config.databases[index].clone();
+                Rc::new(postgres::Source { database, mirrors, metrics })
+            },
+        );
+        *self.postgres.borrow_mut() = postgres;
+        let redis = self.remake(
+            config,
+            Protocol::Redis,
+            &self.redis_mirrors,
+            redis::start_workers,
+            |index, mirrors, metrics| {
+                let database = config.databases[index].clone();
+                Rc::new(redis::Source { database, mirrors, metrics })
+            },
+        );
+        *self.redis.borrow_mut() = redis;
+    }
+
+    /// Makes the sources of one protocol. Mirrors whose definition is the same go on; others are retired.
+    fn remake<O: Outcome + 'static, T>(
+        &self,
+        config: &Config,
+        protocol: Protocol,
+        known: &RefCell<Vec<Rc<Mirror<O>>>>,
+        start: impl Fn(&Rc<Context>, Rc<Mirror<O>>),
+        source: impl Fn(usize, MirrorGroup<O>, Arc<metrics::SourceMetrics>) -> T,
+    ) -> HashMap<usize, T> {
+        let before = std::mem::take(&mut *known.borrow_mut());
+        let units = UnitPool::<Chunk, O>::default();
+        let mut sources = HashMap::new();
+        let mut now = Vec::new();
+        for (index, database) in config.databases.iter().enumerate() {
+            if database.protocol != protocol {
+                continue;
+            }
+            let mirrors = config.mirrors_of(index).map(|mirroring| {
+                let destination = config.destination(mirroring);
+                let kept = before.iter().find(|mirror| {
+                    mirror.source == database.name
+                        && mirror.destination == *destination
+                        && mirror.options.level == mirroring.level
+                        && mirror.options.compare == mirroring.compare
+                });
+                if let Some(kept) = kept {
+                    let settings = &kept.metrics.settings;
+                    settings.set_exposure(mirroring.exposure);
+                    settings.set_queue_bounds(
+                        mirroring.queue_length as u64,
+                        config.general.mirror_queue_bytes as u64,
+                    );
+                    return kept.clone();
+                }
+                let metrics = self.context.registry.mirror(
+                    self.context.core,
+                    &database.name,
+                    &destination.name,
+                    metric_protocol(protocol),
+                );
+                let mirror = Rc::new(Mirror::new(
+                    &database.name,
+                    destination.clone(),
+                    mirroring.clone(),
+                    (metrics, self.context.budget.clone(), units.clone()),
+                    config.general.mirror_queue_bytes,
+                ));
+                start(&self.context, mirror.clone());
+                mirror
+            });
+            let mirrors: Vec<_> = mirrors.collect();
+            now.extend(mirrors.iter().cloned());
+            let metrics = self.context.registry.source(
+                self.context.core,
+                &database.name,
+                metric_protocol(protocol),
+            );
+            let group = MirrorGroup::new(mirrors, units.clone());
+            sources.insert(index, source(index, group, metrics));
+        }
+        for mirror in before {
+            if !now.iter().any(|kept| Rc::ptr_eq(kept, &mirror)) {
+                mirror.retire();
+            }
+        }
+        *known.borrow_mut() = now;
+        sources
+    }
+
+    /// Takes over exposures, pauses and bounds that were changed at run time.
+    pub fn refresh(&self) {
+        self.postgres.borrow().values().for_each(|source| source.mirrors.refresh());
+        self.redis.borrow().values().for_each(|source| source.mirrors.refresh());
+    }
+
+    /// Drops units that have waited longer than a mirror may take for one.
+    pub fn expire(&self) {
+        let now_ns = self.context.ring.now_ns();
+        let timeout_ns = nanos(self.context.config.borrow().general.mirror_timeout);
+        for mirror in self.postgres_mirrors.borrow().iter() {
+            expire(mirror, now_ns, timeout_ns);
+        }
+        for mirror in self.redis_mirrors.borrow().iter() {
+            expire(mirror, now_ns, timeout_ns);
+        }
+    }
+
+    /// Whether every unit that was offered to a mirror has ended.
+    pub fn is_settled(&self) -> bool {
+        self.postgres_mirrors.borrow().iter().all(|mirror| mirror.is_settled())
+            && self.redis_mirrors.borrow().iter().all(|mirror| mirror.is_settled())
+    }
+
+    /// Ends all mirrors: what waits is dropped, what is on its way is lost.
+    pub fn retire(&self) {
+        self.postgres_mirrors.borrow().iter().for_each(|mirror| mirror.retire());
+        self.redis_mirrors.borrow().iter().for_each(|mirror| mirror.retire());
+    }
+
+    /// Notes a listener, so that a drain can close it.
+    pub fn keep_listener(&self, listener: Weak<Listener>) {
+        self.listeners.borrow_mut().push(listener);
+    }
+
+    /// Accepts nobody any more.
+    pub fn close_listeners(&self) {
+        for listener in self.listeners.borrow_mut().drain(..).filter_map(|weak| weak.upgrade()) {
+            listener.stop();
+        }
+    }
+}
+
+fn expire<O: Outcome>(mirror: &Mirror<O>, now_ns: u64, timeout_ns: u64) {
+    if timeout_ns > 0 && !mirror.is_settled() {
+        mirror.dispatcher.borrow_mut().expire(now_ns, timeout_ns);
+        mirror.note_queue();
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn metric_protocol(protocol: Protocol) -> metrics::Protocol {
+    match protocol {
+        Protocol::Postgres => metrics::Protocol::Postgres,
+        Protocol::Redis => metrics::Protocol::Redis,
+    }
+}
+
+/// Counts the end of a connection, however its task ends.
+struct Open {
+    counters: Arc<metrics::CoreMetrics>,
+    protocol: metrics::Protocol,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let listener = self.counters.listener(self.protocol);
+        listener.active.sub(1);
+        listener.closed.add(1);
+    }
+}
