@@ -86,3 +86,21 @@ pub const PACE_LAG_NS_MAX: u64 = 5_000_000_000;
 
 /// From accept to a complete startup packet; PostgreSQL's own `authentication_timeout`.
 pub const POSTGRES_STARTUP_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Of a Redis request that arrives in pieces, how much is kept to know its name and keys.
+pub const REDIS_HEAD_BYTES: usize = 4 * 1024;
+
+/// Largest Redis reply that is compared; of larger ones only the fact is counted. It is held beside the unit in
+/// the ring, whose byte bound it shares.
+pub const REDIS_COMPARE_BYTES: usize = 64 * 1024;
+
+/// Largest reply of a primary that is still followed: eight bulk strings of the largest size that Redis allows.
+pub const REDIS_REPLY_BYTES_MAX: u64 = 4 << 30;
+
+/// Largest reply of a Redis mirror: what no primary's reply that is compared can reach; a mirror that sends more is
+/// hostile or broken.
+pub const REDIS_MIRROR_REPLY_BYTES_MAX: u64 = 1 << 30;
+
+/// Units on their way on one Redis mirror connection: deep enough to fill a 10 ms round trip at 100,000 units a
+/// second, shallow enough that a lost connection loses little.
+pub const REDIS_MIRROR_WINDOW: usize = 1024;

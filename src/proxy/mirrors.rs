@@ -30,6 +30,8 @@ pub struct Mirror<O> {
     pub metrics: Arc<MirrorMetrics>,
     /// Connections of the workers, so that a stop can reach them.
     pub connections: RefCell<Vec<WeakSocket>>,
+    /// When the oldest unit that waits for its reply was sent; `u64::MAX`: none. For workers with one connection.
+    pub oldest_sent_ns: Cell<u64>,
     /// Set when the workers shall end: at a stop, or when the mirror is taken out of the config.
     pub retired: Cell<bool>,
 }
@@ -60,6 +62,7 @@ impl<O: Outcome> Mirror<O> {
             work: WaitQueue::default(),
             metrics,
             connections: RefCell::default(),
+            oldest_sent_ns: Cell::new(u64::MAX),
             retired: Cell::new(false),
         }
     }
@@ -83,6 +86,17 @@ impl<O: Outcome> Mirror<O> {
         let mut connections = self.connections.borrow_mut();
         connections.retain(|known| known.upgrade().is_some());
         connections.push(socket);
+    }
+
+    /// Ends connections that have not answered for `timeout_ns`.
+    pub fn end_stuck(&self, now_ns: u64, timeout_ns: u64) {
+        if self.oldest_sent_ns.get().saturating_add(timeout_ns) < now_ns {
+            self.oldest_sent_ns.set(u64::MAX);
+            self.metrics.unit_timeouts.add(1);
+            for connection in self.connections.borrow().iter().filter_map(WeakSocket::upgrade) {
+                connection.stop_receiving();
+            }
+        }
     }
 
     /// Ends the workers: units on their way are lost with their connections, what waits is dropped.

@@ -224,6 +224,7 @@ impl Services {
 fn expire<O: Outcome>(mirror: &Mirror<O>, now_ns: u64, timeout_ns: u64) {
     if timeout_ns > 0 && !mirror.is_settled() {
         mirror.dispatcher.borrow_mut().expire(now_ns, timeout_ns);
+        mirror.end_stuck(now_ns, timeout_ns);
         mirror.note_queue();
     }
 }

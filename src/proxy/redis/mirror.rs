@@ -1,0 +1,338 @@
+//! The worker of a Redis mirror on one core: one pipelined connection that carries all clients' units in order.
+
+use std::cell::RefMut;
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+
+use futures_lite::future::or;
+
+use super::RedisOutcome;
+use super::collect::{Collected, Frame};
+use super::judge::{self, Judgement};
+use crate::config::Compare;
+use crate::limits::{
+    REDIS_COMPARE_BYTES, REDIS_MIRROR_REPLY_BYTES_MAX, REDIS_MIRROR_WINDOW, SOCKET_SEND_BYTES,
+};
+use crate::metrics::ErrorWord;
+use crate::mirror::dispatch::{Dispatcher, Ticket};
+use crate::mirror::ledger::Fate;
+use crate::mirror::payload::Part;
+use crate::protocol::resp::ReplyFramer;
+use crate::proxy::Context;
+use crate::proxy::backoff::Backoff;
+use crate::proxy::mirrors::Mirror;
+use crate::ring::{Chunk, Queue, Socket};
+
+type RedisMirror = Mirror<RedisOutcome>;
+type RedisTicket = Ticket<Chunk, RedisOutcome>;
+
+/// Starts the worker; it ends when the mirror is retired.
+pub fn start_workers(context: &Rc<Context>, mirror: Rc<RedisMirror>) {
+    mirror.dispatcher.borrow_mut().set_window(REDIS_MIRROR_WINDOW);
+    let worker = Worker { context: context.clone(), mirror };
+    context.queues.spawn(Queue::Mirror, worker.run());
+}
+
+struct Worker {
+    context: Rc<Context>,
+    mirror: Rc<RedisMirror>,
+}
+
+/// Something whose reply is awaited.
+enum Flight {
+    /// HELLO or SELECT, to bring the connection where the next unit needs it.
+    Preamble,
+    Unit { ticket: RedisTicket, replies_left: u32, sent_ns: u64 },
+}
+
+/// One connection to the mirror.
+struct Lane {
+    socket: Socket,
+    framer: ReplyFramer,
+    collected: Collected,
+    flights: VecDeque<Flight>,
+    db: u32,
+    resp: u8,
+    units: usize,
+}
+
+/// Why a lane cannot go on.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("it closed the connection")]
+    Closed,
+    #[error("it sent what is no reply: {0}")]
+    Protocol(String),
+    #[error("it refused {0}")]
+    Refused(&'static str),
+    #[error("it sent a reply that nobody asked for")]
+    Unsolicited,
+}
+
+impl Worker {
+    async fn run(self) {
+        let mut backoff = Backoff::default();
+        while !self.mirror.retired.get() {
+            if self.dispatcher().queued_units() == 0 {
+                self.mirror.work.wait().await;
+                continue;
+            }
+            match self.open().await {
+                Ok(mut lane) => {
+                    backoff.reset();
+                    self.dispatcher().set_unavailable(false);
+                    self.mirror.metrics.connections_open.set(1);
+                    let broken = self.serve(&mut lane).await;
+                    self.mirror.metrics.connections_open.set(0);
+                    self.abandon(lane, &broken);
+                }
+                Err(problem) => {
+                    self.dispatcher().set_unavailable(true);
+                    self.mirror.metrics.reconnects.add(1);
+                    backoff.complain(&self.mirror.destination.name, &problem);
+                }
+            }
+            backoff.pause(&self.context, || self.mirror.retired.get()).await;
+        }
+        self.dispatcher().set_unavailable(false);
+    }
+
+    async fn open(&self) -> Result<Lane, Broken> {
+        let destination = &self.mirror.destination;
+        let socket = self.context.connect(&destination.endpoint).await?;
+        self.mirror.note_connection(socket.downgrade());
+        let mut lane = Lane {
+            socket,
+            framer: ReplyFramer::new(REDIS_MIRROR_REPLY_BYTES_MAX),
+            collected: Collected::default(),
+            flights: VecDeque::new(),
+            db: 0,
+            resp: 2,
+            units: 0,
+        };
+        if let Some(password) = &destination.password {
+            let user = destination.user.as_deref().unwrap_or("default");
+            lane.command(&[b"AUTH", user.as_bytes(), password.expose().as_bytes()]);
+            let limit = self.context.config.borrow().general.connect_timeout;
+            let reply = self.context.ring.timeout(limit, lane.reply()).await;
+            match reply.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? {
+                b'+' => {}
+                _ => return Err(Broken::Refused("the login")),
+            }
+        }
+        Ok(lane)
+    }
+
+    /// Sends units and reads replies until the connection ends.
+    async fn serve(&self, lane: &mut Lane) -> Broken {
+        loop {
+            if self.mirror.retired.get() {
+                return Broken::Closed;
+            }
+            self.fill(lane);
+            self.mirror.oldest_sent_ns.set(lane.oldest_sent_ns());
+            let received = if lane.units < REDIS_MIRROR_WINDOW
+                && lane.socket.queued() < SOCKET_SEND_BYTES
+            {
+                // Whatever comes first: a reply, or another unit.
+                or(async { Some(lane.socket.recv().await) }, async {
+                    self.mirror.work.wait().await;
+                    None
+                })
+                .await
+            } else {
+                Some(lane.socket.recv().await)
+            };
+            let chunk = match received {
+                None => continue,
+                Some(Ok(Some(chunk))) => chunk,
+                Some(Ok(None)) => return Broken::Closed,
+                Some(Err(error)) => return error.into(),
+            };
+            if let Err(broken) = self.receive(lane, &chunk) {
+                return broken;
+            }
+            self.mirror.note_queue();
+        }
+    }
+
+    fn fill(&self, lane: &mut Lane) {
+        while lane.units < REDIS_MIRROR_WINDOW && lane.socket.queued() < SOCKET_SEND_BYTES {
+            let Some(ticket) = self.dispatcher().next() else { return };
+            let now_ns = self.context.ring.now_ns();
+            let delay = now_ns.saturating_sub(ticket.unit.sealed_ns);
+            self.mirror.metrics.queue_delay.record(delay);
+            lane.send(ticket, self.mirror.destination.db, now_ns);
+        }
+    }
+
+    fn receive(&self, lane: &mut Lane, chunk: &Chunk) -> Result<(), Broken> {
+        let mut offset = 0;
+        while offset < chunk.len() {
+            let advance = lane
+                .framer
+                .advance(&chunk[offset..])
+                .map_err(|error| Broken::Protocol(error.to_string()))?;
+            let piece = offset..offset + advance.consumed;
+            offset = piece.end;
+            let push = lane.framer.kind() == Some(b'>');
+            if advance.done && lane.collected.is_empty() {
+                if !push {
+                    self.reply(lane, &Frame::Whole(chunk, piece))?;
+                }
+                continue;
+            }
+            lane.collected.push(&chunk[piece], REDIS_COMPARE_BYTES);
+            if advance.done {
+                let collected = std::mem::take(&mut lane.collected);
+                if !push {
+                    self.reply(lane, &Frame::Collected(&collected))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn reply(&self, lane: &mut Lane, frame: &Frame<'_>) -> Result<(), Broken> {
+        let failed = frame.bytes().first().is_some_and(|kind| matches!(kind, b'-' | b'!'));
+        match lane.flights.front_mut() {
+            None => Err(Broken::Unsolicited),
+            Some(Flight::Preamble) if failed => Err(Broken::Refused("HELLO or SELECT")),
+            Some(Flight::Preamble) => {
+                lane.flights.pop_front();
+                Ok(())
+            }
+            Some(Flight::Unit { replies_left, .. }) => {
+                if failed {
+                    self.mirror.metrics.errors.count(ErrorWord::of_redis(frame.bytes()));
+                }
+                *replies_left -= 1;
+                if *replies_left == 0
+                    && let Some(Flight::Unit { ticket, sent_ns, .. }) = lane.flights.pop_front()
+                {
+                    lane.units -= 1;
+                    self.delivered(ticket, sent_ns, frame);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn delivered(&self, ticket: RedisTicket, sent_ns: u64, frame: &Frame<'_>) {
+        let metrics = &self.mirror.metrics;
+        let latency = self.context.ring.now_ns().saturating_sub(sent_ns);
+        metrics.latency.record(latency);
+        metrics.primary_latency.record(ticket.unit.outcome.latency_ns);
+        if self.mirror.options.compare != Compare::Off {
+            match judge::judge(&ticket.unit, frame, self.mirror.options.compare) {
+                Judgement::Equal => metrics.compared.add(1),
+                Judgement::NotCompared => metrics.not_compared.add(1),
+                Judgement::Different(report) => {
+                    metrics.compared.add(1);
+                    metrics.diverge(report.kind);
+                    self.tell(*report, &ticket);
+                }
+            }
+        }
+        self.dispatcher().settle(ticket, Fate::Delivered);
+    }
+
+    fn tell(&self, found: judge::Found, ticket: &RedisTicket) {
+        let report = crate::proxy::context::DivergenceReport {
+            source: self.mirror.source.clone(),
+            mirror: self.mirror.destination.name.clone(),
+            command: found.command,
+            key: found.key,
+            kind: found.kind,
+            primary: found.primary,
+            secondary: found.secondary,
+            client: ticket.client,
+            core: self.context.core,
+        };
+        self.context.tell(crate::proxy::context::Event::Divergence(Box::new(report)));
+    }
+
+    /// The connection is gone: what was on its way has an unknown outcome.
+    fn abandon(&self, lane: Lane, broken: &Broken) {
+        if !self.mirror.retired.get() {
+            tracing::warn!(mirror = self.mirror.destination.name, reason = %broken,
+                lost = lane.units, "the connection to a mirror ended");
+            self.mirror.metrics.reconnects.add(1);
+        }
+        for flight in lane.flights {
+            if let Flight::Unit { ticket, .. } = flight {
+                self.dispatcher().settle(ticket, Fate::Errored);
+            }
+        }
+        self.mirror.oldest_sent_ns.set(u64::MAX);
+        self.mirror.note_queue();
+    }
+
+    fn dispatcher(&self) -> RefMut<'_, Dispatcher<Chunk, RedisOutcome>> {
+        self.mirror.dispatcher.borrow_mut()
+    }
+}
+
+impl Lane {
+    fn send(&mut self, ticket: RedisTicket, default_db: u32, now_ns: u64) {
+        let outcome = &ticket.unit.outcome;
+        if outcome.resp != self.resp {
+            self.resp = outcome.resp;
+            let version = [b'0' + self.resp];
+            self.command(&[b"HELLO", &version]);
+            self.flights.push_back(Flight::Preamble);
+        }
+        let db = if outcome.db == 0 { default_db } else { outcome.db };
+        if db != self.db {
+            self.db = db;
+            self.command(&[b"SELECT", db.to_string().as_bytes()]);
+            self.flights.push_back(Flight::Preamble);
+        }
+        for part in ticket.unit.payload.parts() {
+            match part {
+                Part::Copied(bytes) => self.socket.write(bytes),
+                Part::Shared(chunk) => self.socket.send(chunk.clone()),
+            }
+        }
+        self.units += 1;
+        let replies_left = ticket.unit.outcome.replies;
+        self.flights.push_back(Flight::Unit { ticket, replies_left, sent_ns: now_ns });
+    }
+
+    fn command(&self, args: &[&[u8]]) {
+        let mut bytes = format!("*{}\r\n", args.len()).into_bytes();
+        for arg in args {
+            bytes.extend_from_slice(format!("${}\r\n", arg.len()).as_bytes());
+            bytes.extend_from_slice(arg);
+            bytes.extend_from_slice(b"\r\n");
+        }
+        self.socket.write(&bytes);
+    }
+
+    /// Reads one reply while nothing else is on its way; returns its first byte.
+    async fn reply(&mut self) -> Result<u8, Broken> {
+        loop {
+            let Some(chunk) = self.socket.recv().await? else { return Err(Broken::Closed) };
+            let advance = self
+                .framer
+                .advance(&chunk)
+                .map_err(|error| Broken::Protocol(error.to_string()))?;
+            if advance.done {
+                self.socket.unrecv(chunk.slice(advance.consumed..chunk.len()));
+                return Ok(self.framer.kind().unwrap_or_default());
+            }
+        }
+    }
+
+    /// When the oldest unit on its way was sent; `u64::MAX` if there is none.
+    fn oldest_sent_ns(&self) -> u64 {
+        let units = self.flights.iter().find_map(|flight| match flight {
+            Flight::Unit { sent_ns, .. } => Some(*sent_ns),
+            Flight::Preamble => None,
+        });
+        units.unwrap_or(u64::MAX)
+    }
+}

@@ -1,0 +1,34 @@
+//! What a unit carries besides its bytes: the primary's reply and what a mirror connection must be like.
+
+use crate::mirror::unit::Outcome;
+
+/// The primary's side of a unit.
+#[derive(Debug, Default)]
+pub struct RedisOutcome {
+    /// The reply that is compared: that of the command, or of EXEC. Empty if it was larger than
+    /// [`crate::limits::REDIS_COMPARE_BYTES`].
+    pub reply: Vec<u8>,
+    /// Replies that the mirror will send: one for each command of the unit.
+    pub replies: u32,
+    /// The database the client had selected.
+    pub db: u32,
+    /// The RESP version the client had negotiated: 2 or 3.
+    pub resp: u8,
+    /// From the command's arrival to its reply at the primary.
+    pub latency_ns: u64,
+}
+
+impl Outcome for RedisOutcome {
+    fn reset(&mut self) {
+        self.reply.clear();
+        self.reply.shrink_to(1024);
+        self.replies = 0;
+        self.db = 0;
+        self.resp = 0;
+        self.latency_ns = 0;
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.reply.capacity()
+    }
+}
