@@ -6,5 +6,6 @@
 mod capture;
 pub mod digest;
 pub mod framer;
+pub mod login;
 pub mod startup;
 pub mod tracker;
