@@ -6,6 +6,7 @@
 //! come in as arguments; nothing here waits, sleeps or draws.
 
 pub mod dispatch;
+pub mod divergence;
 pub mod exposure;
 pub mod ledger;
 pub mod pace;
@@ -13,3 +14,4 @@ pub mod payload;
 pub mod pool;
 mod queue;
 pub mod unit;
+pub mod verdict;
