@@ -1,1 +1,20 @@
-//! (in the making)
+//! The configuration: files in, a validated [`Config`] out.
+//!
+//! Owns: the format, every default, every rule, and what of it can change at run time. Never does: guess. A key that is
+//! unknown, a unit that is missing, a value out of range is refused with file, line, key and the way out.
+
+mod address;
+mod error;
+mod secret;
+mod types;
+mod units;
+
+pub use address::{Endpoint, ListenAddress, default_port, parse_listen_ip, parse_socket_addr};
+pub use error::{ConfigError, ConfigErrors};
+pub use secret::Secret;
+pub use types::{
+    Auth, Blocking, Compare, Config, Cores, Database, DualWrite, General, Level, Listener,
+    ListenerTls, LogFormat, Login, MirrorPoolMode, Mirroring, Pace, PoolMode, Protocol, RedisMode,
+    RingConfig, SampleBy, Sentry, TlsMode, User,
+};
+pub use units::{parse_duration, parse_size, show_duration, show_size};
