@@ -1,5 +1,7 @@
 //! `parhelion ctl` against a real control port.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod control_support;
 
 use control_support::{Port, filled_registry};

@@ -1,5 +1,7 @@
 //! Every endpoint over a real loopback socket, and who is let in.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod control_support;
 
 use std::time::{Duration, Instant};

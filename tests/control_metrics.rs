@@ -1,5 +1,7 @@
 //! The metrics' names are an interface: text and table say the same, in bounded time, and always balance.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod control_support;
 
 use std::collections::{BTreeMap, BTreeSet};
