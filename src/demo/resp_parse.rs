@@ -4,7 +4,7 @@
 
 use memchr::memchr;
 
-/// As Redis.
+/// As Redis before 7.0, which takes up to `INT_MAX`.
 const ARGS_MAX: usize = 1024 * 1024;
 /// As Redis.
 const BULK_MAX: usize = 512 * 1024 * 1024;
