@@ -1,0 +1,268 @@
+//! Who is compared: how each is started in front of the servers, and what it is expected to do with the candidate.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+
+use crate::process::{self, Process, Spawn, User, free_port};
+use crate::servers::{Halted, Protocol, Servers};
+
+/// A contender.
+#[derive(Clone, Debug)]
+pub struct Contender {
+    /// The name in tables and for `--contenders`.
+    pub name: String,
+    kind: Kind,
+    /// What the candidate is for.
+    pub mirror: Mirror,
+}
+
+/// What a contender does with the candidate server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mirror {
+    /// Nothing.
+    Off,
+    /// Everything is copied to it.
+    On,
+    /// The same while it is stopped.
+    Stopped,
+    /// The same while it runs a tenth of the time.
+    Slow,
+    /// Redis: written to in order, read in the shadow, compared.
+    DualWrite,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Direct,
+    Haproxy,
+    Pgbouncer,
+    Floor,
+    Parhelion { cores: usize },
+    Spike { program: PathBuf },
+}
+
+/// Where things are on this machine.
+pub struct Place {
+    /// The proxy's CPUs; the first one is the only one but for contenders with several cores.
+    pub proxy_cpus: Vec<usize>,
+    /// The Parhelion binary.
+    pub parhelion: PathBuf,
+    /// The spikes' binaries.
+    pub spikes: Option<PathBuf>,
+    /// Logs and config files.
+    pub folder: PathBuf,
+}
+
+/// A contender at work; ends with the value.
+pub struct Running {
+    process: Option<Process>,
+    _halted: Option<Halted>,
+    /// Where clients connect.
+    pub port: u16,
+}
+
+impl Running {
+    /// The pid of the proxy; none for direct connections.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
+    }
+}
+
+/// The contenders for a protocol, in the order of the tables.
+pub fn all(protocol: Protocol, place: &Place) -> Vec<Contender> {
+    let one = |name: &str, kind: Kind, mirror: Mirror| Contender {
+        name: name.to_owned(),
+        kind,
+        mirror,
+    };
+    let parhelion = |name: &str, mirror| one(name, Kind::Parhelion { cores: 1 }, mirror);
+    let mut all = vec![
+        one("direct", Kind::Direct, Mirror::Off),
+        one("haproxy", Kind::Haproxy, Mirror::Off),
+    ];
+    if protocol == Protocol::Postgres {
+        all.push(one("pgbouncer", Kind::Pgbouncer, Mirror::Off));
+    }
+    all.extend([
+        one("floor", Kind::Floor, Mirror::Off),
+        parhelion("parhelion", Mirror::Off),
+        parhelion("parhelion-mirror", Mirror::On),
+        parhelion("parhelion-stopped", Mirror::Stopped),
+        parhelion("parhelion-slow", Mirror::Slow),
+    ]);
+    if protocol == Protocol::Redis {
+        all.push(parhelion("parhelion-dual", Mirror::DualWrite));
+    }
+    if place.proxy_cpus.len() > 1 {
+        all.push(one(
+            "parhelion-2cores",
+            Kind::Parhelion { cores: 2 },
+            Mirror::Off,
+        ));
+    }
+    if let Some(folder) = &place.spikes {
+        let mut spike = |name: &str, program: &str, mirror| {
+            let program = folder.join(program);
+            if program.is_file() {
+                all.push(one(name, Kind::Spike { program }, mirror));
+            }
+        };
+        spike("spike-urf", "urf", Mirror::Off);
+        spike("spike-hyb", "hyb", Mirror::Off);
+        if protocol == Protocol::Redis {
+            spike("spike-mux", "mux", Mirror::Off);
+            spike("spike-mux-mirror", "mux", Mirror::On);
+        }
+    }
+    all
+}
+
+impl Contender {
+    /// Why it cannot run here, if so.
+    pub fn missing(&self) -> Option<String> {
+        let need = |program: &str| {
+            process::find_program(program, &[])
+                .is_none()
+                .then(|| format!("{program} is not installed"))
+        };
+        match self.kind {
+            Kind::Haproxy => need("haproxy"),
+            Kind::Pgbouncer => need("pgbouncer"),
+            _ => None,
+        }
+    }
+
+    /// Starts it in front of the servers and waits until it accepts.
+    pub fn start(&self, protocol: Protocol, servers: &Servers, place: &Place) -> Result<Running> {
+        let halted = match self.mirror {
+            Mirror::Stopped => Some(servers.candidate.stop()),
+            Mirror::Slow => Some(servers.candidate.slow_down()),
+            Mirror::Off | Mirror::On | Mirror::DualWrite => None,
+        };
+        if matches!(self.kind, Kind::Direct) {
+            return Ok(Running {
+                process: None,
+                _halted: halted,
+                port: servers.primary.port,
+            });
+        }
+        let port = free_port()?;
+        let cores = match self.kind {
+            Kind::Parhelion { cores } => cores,
+            _ => 1,
+        };
+        let cpus: Vec<String> = place.proxy_cpus[..cores]
+            .iter()
+            .map(usize::to_string)
+            .collect();
+        let cpus = cpus.join(",");
+        let mut process = Spawn {
+            name: &self.name,
+            command: self.command(protocol, servers, place, port, &cpus)?,
+            cpus,
+            user: match self.kind {
+                Kind::Pgbouncer => User::unprivileged()?,
+                _ => None,
+            },
+            end: Signal::KILL,
+            folder: &place.folder,
+        }
+        .start()?;
+        match self.kind {
+            Kind::Parhelion { .. } => process.wait_for_line("ready")?,
+            _ => process.wait_for_port(port)?,
+        }
+        Ok(Running {
+            process: Some(process),
+            _halted: halted,
+            port,
+        })
+    }
+
+    fn command(
+        &self,
+        protocol: Protocol,
+        servers: &Servers,
+        place: &Place,
+        port: u16,
+        cpus: &str,
+    ) -> Result<Vec<String>> {
+        let primary = format!("127.0.0.1:{}", servers.primary.port);
+        let candidate = format!("127.0.0.1:{}", servers.candidate.port);
+        let listen = format!("127.0.0.1:{port}");
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        Ok(match &self.kind {
+            Kind::Direct => Vec::new(),
+            Kind::Haproxy => {
+                let file = place.folder.join(format!("haproxy-{port}.cfg"));
+                fs::write(&file, haproxy_config(&listen, &primary))?;
+                let program = process::find_program("haproxy", &[]).context("haproxy")?;
+                vec![text(&program), "-db".into(), "-f".into(), text(&file)]
+            }
+            Kind::Pgbouncer => {
+                let file = place.folder.join(format!("pgbouncer-{port}.ini"));
+                let users = place.folder.join("users.txt");
+                fs::write(&users, "\"postgres\" \"\"\n")?;
+                fs::write(&file, pgbouncer_config(port, servers.primary.port, &users))?;
+                let program = process::find_program("pgbouncer", &[]).context("pgbouncer")?;
+                vec![text(&program), text(&file)]
+            }
+            Kind::Floor => {
+                let own = std::env::current_exe()?;
+                vec![text(&own), "--floor".into(), listen, primary]
+            }
+            Kind::Spike { program } => {
+                let mut command = vec![text(program), listen, primary, cpus.to_owned()];
+                if self.mirror == Mirror::On {
+                    command.push(candidate);
+                }
+                command
+            }
+            Kind::Parhelion { .. } => {
+                let (name, user) = match protocol {
+                    Protocol::Redis => ("redis", [].as_slice()),
+                    Protocol::Postgres => ("postgres", ["--user", "postgres"].as_slice()),
+                };
+                let mut command = vec![text(&place.parhelion), name.into()];
+                command.extend(["--listen".into(), listen, "--primary".into(), primary]);
+                command.extend(["--control", "off", "--cores", cpus].map(str::to_owned));
+                match self.mirror {
+                    Mirror::Off => {}
+                    Mirror::DualWrite => {
+                        command.extend(["--secondary".into(), candidate]);
+                        command.extend(["--mode".into(), "dual-write-shadow".into()]);
+                    }
+                    Mirror::On | Mirror::Stopped | Mirror::Slow => {
+                        command.extend(["--mirror".into(), candidate]);
+                        // Only the mirror's own logins need a user.
+                        command.extend(user.iter().map(|&arg| arg.to_owned()));
+                    }
+                }
+                command
+            }
+        })
+    }
+}
+
+fn haproxy_config(listen: &str, primary: &str) -> String {
+    format!(
+        "global\n  nbthread 1\n  maxconn 30000\n\
+         defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n  \
+         option clitcpka\n  option srvtcpka\n\
+         listen bench\n  bind {listen} backlog 4096\n  maxconn 30000\n  server primary {primary}\n"
+    )
+}
+
+fn pgbouncer_config(port: u16, primary: u16, users: &Path) -> String {
+    format!(
+        "[databases]\npostgres = host=127.0.0.1 port={primary}\n\
+         [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
+         auth_type = trust\nauth_file = {}\npool_mode = session\nmax_client_conn = 1000\n\
+         default_pool_size = 300\nlog_connections = 0\nlog_disconnections = 0\n\
+         ignore_startup_parameters = extra_float_digits\n",
+        users.display()
+    )
+}
