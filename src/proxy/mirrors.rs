@@ -93,19 +93,26 @@ impl<O: Outcome> Mirror<O> {
         if self.oldest_sent_ns.get().saturating_add(timeout_ns) < now_ns {
             self.oldest_sent_ns.set(u64::MAX);
             self.metrics.unit_timeouts.add(1);
-            for connection in self.connections.borrow().iter().filter_map(WeakSocket::upgrade) {
-                connection.stop_receiving();
-            }
+            self.end_connections();
+        }
+    }
+
+    /// Ends every connection; the workers open others.
+    pub fn end_connections(&self) {
+        for connection in self.connections.borrow().iter().filter_map(WeakSocket::upgrade) {
+            connection.stop_receiving();
         }
     }
 
     /// Ends the workers: units on their way are lost with their connections, what waits is dropped.
     pub fn retire(&self) {
         self.retired.set(true);
-        self.dispatcher.borrow_mut().drain_remaining(DropReason::Shutdown);
-        for connection in self.connections.borrow().iter().filter_map(WeakSocket::upgrade) {
-            connection.stop_receiving();
-        }
+        let mut dispatcher = self.dispatcher.borrow_mut();
+        dispatcher.drain_remaining(DropReason::Shutdown);
+        // A session may still hold the mirror: what it offers from now on must not wait for workers that are gone.
+        dispatcher.set_paused(true);
+        drop(dispatcher);
+        self.end_connections();
         self.work.wake_all();
         self.note_queue();
     }

@@ -196,6 +196,18 @@ impl Services {
         }
     }
 
+    /// Replaces the connections of a mirror; what is on its way there is lost.
+    pub fn reconnect(&self, source: &str, destination: &str) {
+        fn matching<O: Outcome>(mirrors: &[Rc<Mirror<O>>], source: &str, destination: &str) {
+            mirrors
+                .iter()
+                .filter(|mirror| mirror.source == source && mirror.destination.name == destination)
+                .for_each(|mirror| mirror.end_connections());
+        }
+        matching(&self.postgres_mirrors.borrow(), source, destination);
+        matching(&self.redis_mirrors.borrow(), source, destination);
+    }
+
     /// Whether every unit that was offered to a mirror has ended.
     pub fn is_settled(&self) -> bool {
         self.postgres_mirrors.borrow().iter().all(|mirror| mirror.is_settled())

@@ -192,6 +192,9 @@ impl Core {
                 match message {
                     CoreMessage::Settings => self.services.refresh(),
                     CoreMessage::Config(config) => self.services.reconfigure(&config),
+                    CoreMessage::Reconnect { source, destination } => {
+                        self.services.reconnect(&source, &destination);
+                    }
                     CoreMessage::Drain => {
                         self.accepting.set(false);
                         self.services.close_listeners();

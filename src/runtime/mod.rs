@@ -4,7 +4,9 @@
 //! every core accepts. [`Cores`] is what the control thread then holds: it hands messages to the cores and ends them.
 
 mod core;
+mod events;
 mod listeners;
+mod operator;
 mod probes;
 pub mod serve;
 
@@ -59,6 +61,13 @@ pub enum CoreMessage {
     Settings,
     /// A new config is in force.
     Config(Arc<Config>),
+    /// Replace the connections of this mirror.
+    Reconnect {
+        /// Source database.
+        source: String,
+        /// The mirror's database.
+        destination: String,
+    },
     /// Accept nobody any more and end sessions at their next quiet moment.
     Drain,
     /// End what is left and the core with it.

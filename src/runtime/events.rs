@@ -1,0 +1,165 @@
+//! What the cores report, off their hands: divergences into the store, the journal and the log.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use crossbeam_channel::Receiver;
+
+use crate::control::Verdict;
+use crate::control::divergences::{DivergenceRecord, DivergenceStore};
+use crate::metrics::{self, DivergenceKind, MirrorTotal, Registry};
+use crate::mirror::divergence::RateLimit;
+use crate::mirror::ledger::DropReason;
+use crate::mirror::verdict::{self, Answer, Evidence, Thresholds};
+use crate::proxy::context::{DivergenceReport, Event};
+
+/// One log line for each kind of difference in this time.
+const LOG_EVERY_NS: u64 = 5_000_000_000;
+/// Kinds of differences that are told apart in the log at one time.
+const LOG_FINGERPRINTS_MAX: usize = 10_000;
+
+/// JSON lines of divergences, if a file was configured.
+pub(super) struct Journal(Option<File>);
+
+impl Journal {
+    pub(super) fn open(path: Option<&Path>) -> Result<Journal, (PathBuf, io::Error)> {
+        let Some(path) = path else { return Ok(Journal(None)) };
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        file.map(|file| Journal(Some(file))).map_err(|error| (path.to_owned(), error))
+    }
+
+    fn write(&mut self, record: &DivergenceRecord) {
+        let Some(file) = &mut self.0 else { return };
+        let Ok(mut line) = serde_json::to_string(record) else { return };
+        line.push('\n');
+        if let Err(error) = file.write_all(line.as_bytes()) {
+            tracing::error!(%error, "cannot write the divergence log; no more is written");
+            self.0 = None;
+        }
+    }
+}
+
+/// Starts the thread that takes events until every core has ended.
+pub(super) fn consume(
+    events: Receiver<Event>,
+    store: Arc<DivergenceStore>,
+    mut journal: Journal,
+) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name("events".to_owned()).spawn(move || {
+        let started = Instant::now();
+        let mut limit = RateLimit::new(LOG_EVERY_NS, LOG_FINGERPRINTS_MAX);
+        for event in events {
+            match event {
+                Event::Divergence(report) => {
+                    let record = record(&report);
+                    let now_ns = started.elapsed().as_nanos() as u64;
+                    if let Some(suppressed) = limit.admit(fingerprint(&record), now_ns) {
+                        tracing::warn!(
+                            source = record.source,
+                            mirror = record.destination,
+                            kind = record.kind.as_str(),
+                            command = record.command,
+                            suppressed,
+                            "a mirror's reply differs"
+                        );
+                    }
+                    journal.write(&record);
+                    store.push(record);
+                }
+            }
+        }
+    })
+}
+
+fn fingerprint(record: &DivergenceRecord) -> u64 {
+    let text = [&record.destination, &record.command, record.kind.as_str()].join("\0");
+    xxhash_rust::xxh3::xxh3_64(text.as_bytes())
+}
+
+fn record(report: &DivergenceReport) -> DivergenceRecord {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    DivergenceRecord {
+        at_unix_ms: since.as_millis() as u64,
+        source: report.source.clone(),
+        destination: report.mirror.clone(),
+        kind: report.kind,
+        command: report.command.clone(),
+        key: shown(&report.key),
+        pattern: String::new(),
+        primary: shown(&report.primary),
+        mirror: shown(&report.secondary),
+        core: report.core,
+        client: report.client.0.to_string(),
+    }
+}
+
+/// Bytes as text that a terminal and a browser can show.
+fn shown(bytes: &[u8]) -> String {
+    bytes.escape_ascii().to_string()
+}
+
+/// Whether a mirror's numbers allow to call it ready.
+pub(super) fn judge(total: &MirrorTotal) -> Verdict {
+    let divergences: Vec<(&str, u64)> = DivergenceKind::ALL
+        .into_iter()
+        .zip(total.divergences)
+        .filter(|(kind, count)| kind.is_real() && *count > 0)
+        .map(|(kind, count)| (kind.as_str(), count))
+        .collect();
+    let evidence = Evidence {
+        ledger: total.ledger,
+        compares: total.compared + total.not_compared > 0,
+        compared: total.compared,
+        not_compared: total.not_compared,
+        divergences: &divergences,
+        primary: latency(&total.primary_latency),
+        mirror: latency(&total.latency),
+        watched_ns: 0,
+    };
+    let verdict = verdict::judge(&evidence, &Thresholds::default());
+    let word = match verdict.answer {
+        Answer::Ready => "ready",
+        Answer::NotReady => "not ready",
+        Answer::TooLittleEvidence => "too little evidence",
+    };
+    let mut reasons = verdict.reasons;
+    reasons.extend(verdict.rests_on);
+    Verdict { verdict: word.to_owned(), reasons }
+}
+
+fn latency(total: &metrics::Latency) -> verdict::Latency {
+    verdict::Latency {
+        samples: total.histogram.len(),
+        p50_ns: total.quantile_ns(0.5),
+        p99_ns: total.quantile_ns(0.99),
+    }
+}
+
+/// The last word of a process: where every unit went.
+pub(super) fn log_ledgers(registry: &Registry) {
+    for mirror in registry.mirrors() {
+        let ledger = &mirror.ledger;
+        let dropped: Vec<String> = DropReason::ALL
+            .into_iter()
+            .filter(|reason| ledger.dropped_for(*reason) > 0)
+            .map(|reason| format!("{reason}={}", ledger.dropped_for(reason)))
+            .collect();
+        tracing::info!(
+            mirror = mirror.name,
+            observed = ledger.observed,
+            excluded = ledger.excluded,
+            unexposed = ledger.unexposed,
+            offered = ledger.offered,
+            delivered = ledger.delivered,
+            errored = ledger.errored,
+            dropped = dropped.join(","),
+            in_flight = ledger.in_flight(),
+            balances = ledger.balances(),
+            "final ledger"
+        );
+    }
+}

@@ -1,0 +1,169 @@
+//! The life of a serving process: start the cores, say `ready`, obey signals and operators, drain, end.
+//!
+//! Runs on the main thread, which is the control thread; nothing here is on a client's path.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use super::operator::{Operator, Request};
+use super::{CoreMessage, Cores, StartError, events};
+use crate::config::Config;
+use crate::control::divergences::DivergenceStore;
+use crate::control::{ControlState, http};
+use crate::metrics::Registry;
+
+/// Where the config came from, for reloads. `None`: from the command line, nothing to reload.
+#[derive(Clone, Debug, Default)]
+pub struct ConfigFiles {
+    /// The config file.
+    pub config: Option<PathBuf>,
+    /// The users file.
+    pub users: Option<PathBuf>,
+}
+
+/// Why a process that should serve does not.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A core could not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The control port could not be bound.
+    #[error("cannot listen on {address} for control: {source}")]
+    Control {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The divergence journal could not be opened.
+    #[error("cannot write the divergence log {path}: {source}")]
+    Journal {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The control thread could not be set up.
+    #[error("cannot set up the control thread: {0}")]
+    Io(#[from] io::Error),
+    /// A core ended by itself: a bug.
+    #[error("a core ended by itself")]
+    CoreEnded,
+}
+
+/// Serves `config` until SIGTERM or SIGINT, or until an operator ends it.
+///
+/// # Errors
+/// See [`ServeError`]; a drained end is `Ok`.
+pub fn run(config: Config, files: ConfigFiles) -> Result<(), ServeError> {
+    let config = Arc::new(config);
+    let cpus = config.general.cores.resolve(&super::available_cpus());
+    let registry = Arc::new(Registry::new(cpus));
+    let control = config.general.control.map(bind_control).transpose()?;
+    let divergences = Arc::new(DivergenceStore::default());
+    let journal = events::Journal::open(config.general.divergence_log.as_deref())
+        .map_err(|(path, source)| ServeError::Journal { path, source })?;
+    let cores = super::start(&config, &registry)?;
+    let (requests, inbox) = mpsc::unbounded_channel();
+    let operator = Arc::new(Operator::new(
+        config.clone(),
+        files,
+        registry.clone(),
+        cores.senders(),
+        cores.addresses.clone(),
+        requests,
+    ));
+    let state = Arc::new(ControlState::new(
+        registry.clone(),
+        divergences.clone(),
+        operator.clone(),
+        Box::new(events::judge),
+        None,
+    ));
+    state.set_config(operator.shown_config());
+    let consumer = events::consume(cores.events.clone(), divergences, journal)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(serve(&config, cores, control, state, inbox));
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    // The cores' senders are gone: the consumer ends when it has read what they left.
+    let _ = consumer.join();
+    events::log_ledgers(&registry);
+    outcome
+}
+
+fn bind_control(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).map_err(|source| ServeError::Control { address, source })
+}
+
+async fn serve(
+    config: &Config,
+    cores: Cores,
+    control: Option<TcpListener>,
+    state: Arc<ControlState>,
+    mut inbox: mpsc::UnboundedReceiver<Request>,
+) -> Result<(), ServeError> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let address = control.as_ref().and_then(|listener| listener.local_addr().ok());
+    if let Some(listener) = control {
+        tokio::spawn(http::serve(listener, state.clone(), std::future::pending()));
+    }
+    state.set_ready(true);
+    say_ready(&cores, address);
+    let mut watch = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => reload(state.clone()),
+            request = inbox.recv() => match request {
+                Some(Request::Drain) => {
+                    state.set_draining(true);
+                    cores.tell_all(|| CoreMessage::Drain);
+                }
+                Some(Request::Shutdown) | None => break,
+            },
+            _ = watch.tick() => {
+                if cores.any_ended() {
+                    return Err(ServeError::CoreEnded);
+                }
+            }
+        }
+    }
+    state.set_draining(true);
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
+    tracing::info!(timeout = ?config.general.drain_timeout, "draining");
+    cores.tell_all(|| CoreMessage::Drain);
+    let deadline = Instant::now() + config.general.drain_timeout;
+    let mut poll = tokio::time::interval(Duration::from_millis(20));
+    while !cores.is_drained() && Instant::now() < deadline {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = poll.tick() => {}
+        }
+    }
+    cores.stop();
+    Ok(())
+}
+
+/// One line for people and for whoever waits for it, and systemd's.
+fn say_ready(cores: &Cores, control: Option<SocketAddr>) {
+    let control = control.map_or_else(|| "off".to_owned(), |address| address.to_string());
+    eprintln!("ready {} control={control}", cores.addresses.join(" "));
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+}
+
+fn reload(state: Arc<ControlState>) {
+    tokio::task::spawn_blocking(move || match state.commands.reload() {
+        Ok(changes) => tracing::info!(%changes, by = "SIGHUP", "config reloaded"),
+        Err(error) => tracing::error!(%error, by = "SIGHUP", "the old config stays in force"),
+    });
+}
