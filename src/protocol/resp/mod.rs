@@ -1,10 +1,16 @@
 //! The Redis protocol, RESP2 and RESP3, sans-IO.
 //!
-//! [`framer`] finds where commands and replies end, [`Request`] reads complete ones in place.
-//! Nothing here copies payload, recurses, or trusts a length.
+//! [`framer`] finds where commands and replies end, [`Request`] and [`Reply`] read complete ones in place,
+//! [`command`] knows every command, [`tracker`] pairs replies with requests and finds units. Nothing here copies payload, recurses, or trusts a length.
 
+pub mod command;
 pub mod framer;
+pub mod reply;
 pub mod request;
+pub mod tracker;
 
+pub use command::{Command, CommandCategory, Effect};
 pub use framer::{Advance, ReplyError, ReplyFramer, RequestError, RequestFramer};
+pub use reply::Reply;
 pub use request::Request;
+pub use tracker::{Disposition, NotMirrored, Paired, ReplyHead, Tracker, UnitEnd};
