@@ -4,8 +4,13 @@
 //! Rules are taken from the PostgreSQL documentation, chapter "Frontend/Backend Protocol".
 
 mod capture;
+pub mod compare;
 pub mod digest;
 pub mod framer;
+pub mod lexer;
 pub mod login;
+pub mod replay;
+pub mod sql;
 pub mod startup;
+pub mod statements;
 pub mod tracker;

@@ -36,6 +36,9 @@ pub enum Violation {
     /// A ReadyForQuery that nothing asked for.
     #[error("server: ReadyForQuery without a query")]
     UnexpectedReady,
+    /// A message of this type while nothing was asked.
+    #[error("server: message of type 0x{0:02X} without a query")]
+    Unexpected(u8),
     /// A message whose body is not what its type says.
     #[error("server: malformed message of type 0x{0:02X}")]
     Malformed(u8),

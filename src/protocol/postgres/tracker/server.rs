@@ -48,6 +48,10 @@ impl Tracker {
     }
 
     fn server_part(&mut self, part: Part<'_>, on: Sink<'_>) -> Result<(), Violation> {
+        let unasked = self.phase == Phase::Ready && self.cycles.outstanding() == 0;
+        if unasked && !matches!(part.tag, b'A' | b'N' | b'S' | b'E' | b'Z') {
+            return Err(Violation::Unexpected(part.tag));
+        }
         match part.tag {
             b'D' | b'd' | b'V' => self.row(part, on),
             b'T' => {

@@ -1,0 +1,606 @@
+//! What a client's session has that a later unit may depend on, and the statements that bring a mirror connection there.
+//!
+//! Kept: settings from the startup packet (`options`, `application_name`, any setting), from `SET` and as the server reports
+//! them; role and session authorization; LISTEN; SQL-level `PREPARE`. Not kept, and documented so: temporary tables, advisory
+//! locks, open cursors, settings changed by functions that the server does not report.
+//!
+//! A mirror connection begins as [`SessionState::fresh`]: it logs in without any client's settings.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::lexer::{Lexer, Token};
+use super::startup::StartupMessage;
+
+/// Settings, prepared statements and channels that are kept per client; a client that has more loses those behind.
+const ENTRIES_MAX: usize = 256;
+/// Longest statement that is kept.
+const STATEMENT_LEN_MAX: usize = 8 * 1024;
+/// Changes of one unit that are kept until it ends.
+const PENDING_MAX: usize = 512;
+
+/// Settings that servers report and that a client may set. Where both sides' values are known they say more than the SETs.
+const REPORTED: [&str; 7] = [
+    "application_name",
+    "client_encoding",
+    "datestyle",
+    "intervalstyle",
+    "search_path",
+    "standard_conforming_strings",
+    "timezone",
+];
+
+/// A session's state; cheap to compare, cloned when a connection adopts it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Values {
+    /// By lower-case name.
+    settings: BTreeMap<Vec<u8>, Setting>,
+    /// As the server last reported them.
+    reported: BTreeMap<&'static str, Vec<u8>>,
+    listens: BTreeSet<Vec<u8>>,
+    /// `PREPARE` statements by name.
+    prepared: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Setting {
+    /// A value, to be quoted.
+    Value(Vec<u8>),
+    /// The client's own statement.
+    Statement(Vec<u8>),
+}
+
+/// The session of one client, or of one mirror connection.
+#[derive(Debug, Clone, Default)]
+pub struct SessionState {
+    values: Values,
+    /// What the startup packet asked for: RESET returns to it.
+    base: BTreeMap<Vec<u8>, Setting>,
+    pending: Vec<Change>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Change {
+    Set(Vec<u8>, Vec<u8>),
+    Reset(Vec<u8>),
+    ResetAll,
+    DiscardAll,
+    Listen(Vec<u8>),
+    Unlisten(Option<Vec<u8>>),
+    Prepare(Vec<u8>, Vec<u8>),
+    Deallocate(Option<Vec<u8>>),
+    Savepoint(Vec<u8>),
+    RollbackTo(Vec<u8>),
+}
+
+impl SessionState {
+    /// A mirror connection right behind its login; `settings` as the server reported them.
+    pub fn fresh<'a>(settings: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Self {
+        let mut state = Self::default();
+        for (name, value) in settings {
+            state.parameter_status(name, value);
+        }
+        state
+    }
+
+    /// A client that sent this startup packet.
+    pub fn from_startup(startup: &StartupMessage) -> Self {
+        let mut state = Self::default();
+        for (name, value) in startup.params() {
+            match name {
+                b"user" | b"database" | b"replication" => {}
+                b"options" => state.options(value),
+                _ if name.starts_with(b"_pq_.") => {}
+                _ => state.base_setting(name, value),
+            }
+        }
+        state.values.settings.clone_from(&state.base);
+        state
+    }
+
+    fn base_setting(&mut self, name: &[u8], value: &[u8]) {
+        if self.base.len() < ENTRIES_MAX {
+            self.base.insert(name.to_ascii_lowercase(), Setting::Value(value.to_vec()));
+        }
+    }
+
+    /// `-c name=value`, `-cname=value`, `--name=value`; words are split at blanks, a backslash protects one byte.
+    fn options(&mut self, text: &[u8]) {
+        let mut words = vec![Vec::new()];
+        let mut bytes = text.iter();
+        while let Some(&byte) = bytes.next() {
+            match byte {
+                b'\\' => words.last_mut().into_iter().for_each(|w| w.extend(bytes.next())),
+                b' ' | b'\t' | b'\n' | b'\r' => words.push(Vec::new()),
+                _ => words.last_mut().into_iter().for_each(|w| w.push(byte)),
+            }
+        }
+        let mut takes_next = false;
+        for word in words.iter().filter(|word| !word.is_empty()) {
+            let setting = match word.as_slice() {
+                word if std::mem::take(&mut takes_next) => word,
+                b"-c" => {
+                    takes_next = true;
+                    continue;
+                }
+                [b'-', b'-' | b'c', setting @ ..] => setting,
+                _ => continue,
+            };
+            if let Some(at) = memchr::memchr(b'=', setting) {
+                let name: Vec<u8> =
+                    setting[..at].iter().map(|b| if *b == b'-' { b'_' } else { *b }).collect();
+                self.base_setting(&name, &setting[at + 1..]);
+            }
+        }
+    }
+
+    /// The server reports a setting.
+    pub fn parameter_status(&mut self, name: &[u8], value: &[u8]) {
+        let known = REPORTED.iter().find(|known| name.eq_ignore_ascii_case(known.as_bytes()));
+        if let Some(known) = known {
+            self.values.reported.insert(known, value.to_vec());
+        }
+    }
+
+    /// A statement text (one or several statements) that the client sent. Takes effect at [`settle`](Self::settle).
+    pub fn observe(&mut self, sql: &[u8]) {
+        let mut lexer = Lexer::new(sql);
+        let (mut start, mut depth) = (0, 0u32);
+        let mut tokens: Vec<Token<'_>> = Vec::new();
+        loop {
+            let token = lexer.next();
+            match token {
+                Some(Token::Op(b'(')) => depth += 1,
+                Some(Token::Op(b')')) => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            if token.is_none() || token == Some(Token::Op(b';')) && depth == 0 {
+                let end = lexer.position() - usize::from(token.is_some());
+                self.statement(&tokens, &sql[start..end]);
+                tokens.clear();
+                start = lexer.position();
+                if token.is_none() {
+                    return;
+                }
+            } else if tokens.len() < 5 {
+                tokens.extend(token);
+            }
+        }
+    }
+
+    /// `tokens`: the first five.
+    fn statement(&mut self, tokens: &[Token<'_>], text: &[u8]) {
+        let text = text.trim_ascii();
+        if text.len() > STATEMENT_LEN_MAX || self.pending.len() >= PENDING_MAX {
+            return;
+        }
+        let mut lower = Vec::with_capacity(tokens.len());
+        lower.extend(tokens.iter().map(name_of));
+        let words: Vec<&[u8]> = lower.iter().map(Vec::as_slice).collect();
+        let change = match words.as_slice() {
+            [b"set", rest @ ..] => set_name(rest).map(|name| Change::Set(name, text.to_vec())),
+            [b"reset", b"all", ..] => Some(Change::ResetAll),
+            [b"reset", b"session", b"authorization", ..] => {
+                Some(Change::Reset(b"session_authorization".to_vec()))
+            }
+            [b"reset", b"time", b"zone", ..] => Some(Change::Reset(b"timezone".to_vec())),
+            [b"reset", name, ..] => Some(Change::Reset(qualified(name, &words[2..]))),
+            [b"discard", b"all", ..] => Some(Change::DiscardAll),
+            [b"listen", name, ..] => Some(Change::Listen(name.to_vec())),
+            [b"unlisten", b"*", ..] => Some(Change::Unlisten(None)),
+            [b"unlisten", name, ..] => Some(Change::Unlisten(Some(name.to_vec()))),
+            [b"prepare", b"transaction", ..] => None,
+            [b"prepare", name, ..] => Some(Change::Prepare(name.to_vec(), text.to_vec())),
+            [b"deallocate", rest @ ..] => match rest {
+                [b"prepare", b"all", ..] | [b"all", ..] => Some(Change::Deallocate(None)),
+                [b"prepare", name, ..] | [name, ..] => {
+                    Some(Change::Deallocate(Some(name.to_vec())))
+                }
+                [] => None,
+            },
+            [b"savepoint", name, ..] => Some(Change::Savepoint(name.to_vec())),
+            [b"rollback" | b"abort", rest @ ..] => rollback_to(rest).map(Change::RollbackTo),
+            _ => None,
+        };
+        self.pending.extend(change);
+    }
+
+    /// The unit ended; `committed` unless its transaction was rolled back or its statement failed. PREPARE, DEALLOCATE and
+    /// DISCARD ALL do not belong to a transaction and stay.
+    pub fn settle(&mut self, committed: bool) {
+        let mut changes: Vec<Change> = Vec::new();
+        for change in self.pending.drain(..) {
+            if let Change::RollbackTo(name) = &change {
+                let savepoint = Change::Savepoint(name.clone());
+                if let Some(at) = changes.iter().rposition(|have| *have == savepoint) {
+                    let kept = changes.split_off(at + 1);
+                    changes.extend(kept.into_iter().filter(Change::outlives_rollback));
+                }
+            } else {
+                changes.push(change);
+            }
+        }
+        for change in changes {
+            if committed || change.outlives_rollback() {
+                self.apply(change);
+            }
+        }
+    }
+
+    fn apply(&mut self, change: Change) {
+        let values = &mut self.values;
+        match change {
+            Change::Set(name, text) => {
+                if name == b"session_authorization" {
+                    values.settings.remove(&b"role"[..]);
+                }
+                if to_default(&text) {
+                    return self.reset(&name);
+                }
+                if values.settings.len() < ENTRIES_MAX || values.settings.contains_key(&name) {
+                    values.settings.insert(name, Setting::Statement(text));
+                }
+            }
+            Change::Reset(name) => self.reset(&name),
+            Change::ResetAll => {
+                let roles = |name: &[u8]| matches!(name, b"role" | b"session_authorization");
+                values.settings.retain(|name, _| roles(name));
+                values.settings.extend(self.base.clone());
+            }
+            Change::DiscardAll => {
+                values.settings.clone_from(&self.base);
+                values.listens.clear();
+                values.prepared.clear();
+            }
+            Change::Listen(channel) => {
+                if values.listens.len() < ENTRIES_MAX {
+                    values.listens.insert(channel);
+                }
+            }
+            Change::Unlisten(None) => values.listens.clear(),
+            Change::Unlisten(Some(channel)) => {
+                values.listens.remove(&channel);
+            }
+            Change::Prepare(name, text) => {
+                if values.prepared.len() < ENTRIES_MAX {
+                    values.prepared.entry(name).or_insert(text);
+                }
+            }
+            Change::Deallocate(None) => values.prepared.clear(),
+            Change::Deallocate(Some(name)) => {
+                values.prepared.remove(&name);
+            }
+            Change::Savepoint(_) | Change::RollbackTo(_) => {}
+        }
+    }
+
+    fn reset(&mut self, name: &[u8]) {
+        match self.base.get(name) {
+            Some(base) => self.values.settings.insert(name.to_vec(), base.clone()),
+            None => self.values.settings.remove(name),
+        };
+    }
+
+    /// Statements that bring a connection that is as `have` to this state, to be run one by one outside a transaction. In the
+    /// client's encoding. Empty if nothing is missing.
+    pub fn diff(&self, have: &Self) -> Vec<Vec<u8>> {
+        let mut out = Vec::new();
+        if self.values == have.values {
+            return out;
+        }
+        // Rights to set things may hang on the role: what is to be undone goes first, with the roles themselves.
+        for name in [&b"role"[..], b"session_authorization"] {
+            if have.values.settings.contains_key(name)
+                && self.values.settings.get(name) != have.values.settings.get(name)
+            {
+                out.push([b"RESET ", name].concat());
+            }
+        }
+        self.diff_settings(have, &mut out);
+        self.diff_rest(have, &mut out);
+        for name in [&b"session_authorization"[..], b"role"] {
+            let want = self.values.settings.get(name);
+            if let Some(setting) = want.filter(|_| want != have.values.settings.get(name)) {
+                out.push(setting.statement(name));
+            }
+        }
+        out
+    }
+
+    fn diff_settings(&self, have: &Self, out: &mut Vec<Vec<u8>>) {
+        let role = |name: &[u8]| matches!(name, b"role" | b"session_authorization");
+        let by_report = |name: &[u8]| {
+            std::str::from_utf8(name).is_ok_and(|name| {
+                let reports = [&self.values.reported, &have.values.reported];
+                reports.iter().all(|report| report.contains_key(name))
+            })
+        };
+        for name in have.values.settings.keys() {
+            let wanted = self.values.settings.contains_key(name);
+            if !wanted && !role(name) && !by_report(name) {
+                out.push([b"RESET ", quote_name(name).as_slice()].concat());
+            }
+        }
+        for (name, setting) in &self.values.settings {
+            let same = have.values.settings.get(name) == Some(setting);
+            if !same && !role(name) && !by_report(name) {
+                out.push(setting.statement(name));
+            }
+        }
+        for (name, value) in &self.values.reported {
+            if have.values.reported.get(name).is_some_and(|theirs| theirs != value) {
+                out.push(set_config(name.as_bytes(), value));
+            }
+        }
+    }
+
+    fn diff_rest(&self, have: &Self, out: &mut Vec<Vec<u8>>) {
+        let (want, have) = (&self.values, &have.values);
+        for channel in have.listens.difference(&want.listens) {
+            out.push([b"UNLISTEN ", quote_name(channel).as_slice()].concat());
+        }
+        for channel in want.listens.difference(&have.listens) {
+            out.push([b"LISTEN ", quote_name(channel).as_slice()].concat());
+        }
+        for (name, text) in &have.prepared {
+            if want.prepared.get(name) != Some(text) {
+                out.push([b"DEALLOCATE ", quote_name(name).as_slice()].concat());
+            }
+        }
+        for (name, text) in &want.prepared {
+            if have.prepared.get(name) != Some(text) {
+                out.push(text.clone());
+            }
+        }
+    }
+
+    /// The statements of [`diff`](Self::diff) were run: this connection is now as `want`.
+    pub fn adopt(&mut self, want: &Self) {
+        self.values.settings.clone_from(&want.values.settings);
+        self.values.listens.clone_from(&want.values.listens);
+        self.values.prepared.clone_from(&want.values.prepared);
+        for (name, value) in &want.values.reported {
+            if let Some(have) = self.values.reported.get_mut(name) {
+                have.clone_from(value);
+            }
+        }
+    }
+}
+
+impl Change {
+    fn outlives_rollback(&self) -> bool {
+        matches!(self, Self::Prepare(..) | Self::Deallocate(_) | Self::DiscardAll)
+    }
+}
+
+impl Setting {
+    fn statement(&self, name: &[u8]) -> Vec<u8> {
+        match self {
+            Self::Value(value) => set_config(name, value),
+            Self::Statement(text) => text.clone(),
+        }
+    }
+}
+
+/// A word in lower case, a quoted name without its quotes, an operator as it is; a literal's own bytes.
+fn name_of(token: &Token<'_>) -> Vec<u8> {
+    match token {
+        Token::Word(word) => word.to_ascii_lowercase(),
+        Token::Quoted(name) if name.len() >= 2 => {
+            let mut out = Vec::with_capacity(name.len());
+            let mut bytes = name[1..name.len() - 1].iter();
+            while let Some(&byte) = bytes.next() {
+                out.push(byte);
+                if byte == b'"' {
+                    bytes.next();
+                }
+            }
+            out
+        }
+        Token::Quoted(text) | Token::Literal(text) | Token::Param(text) => text.to_vec(),
+        Token::Op(byte) => vec![*byte],
+    }
+}
+
+/// The setting that `SET …` changes for the session; `None` for what belongs to a transaction.
+fn set_name(words: &[&[u8]]) -> Option<Vec<u8>> {
+    match words {
+        [b"local" | b"transaction" | b"constraints", ..] => None,
+        [b"session", b"characteristics", ..] => Some(b"session characteristics".to_vec()),
+        [b"session", b"authorization", ..] => Some(b"session_authorization".to_vec()),
+        [b"session", b"session", b"authorization", ..] => Some(b"session_authorization".to_vec()),
+        [b"session", rest @ ..] => set_name(rest),
+        [b"time", b"zone", ..] => Some(b"timezone".to_vec()),
+        [b"names", ..] => Some(b"client_encoding".to_vec()),
+        [b"schema", ..] => Some(b"search_path".to_vec()),
+        [name, rest @ ..] => Some(qualified(&name.to_ascii_lowercase(), rest)),
+        [] => None,
+    }
+}
+
+/// `name`, or `name.more` for a setting of an extension.
+fn qualified(name: &[u8], rest: &[&[u8]]) -> Vec<u8> {
+    match rest {
+        [b".", more, ..] => [name, b".", &more.to_ascii_lowercase()].concat(),
+        _ => name.to_ascii_lowercase(),
+    }
+}
+
+/// `ROLLBACK [WORK|TRANSACTION] TO [SAVEPOINT] name`.
+fn rollback_to(words: &[&[u8]]) -> Option<Vec<u8>> {
+    let at = words.iter().position(|word| *word == b"to")?;
+    match &words[at + 1..] {
+        [b"savepoint", name, ..] | [name, ..] => Some(name.to_vec()),
+        [] => None,
+    }
+}
+
+/// `SET x TO DEFAULT`, `SET ROLE NONE`, `SET SESSION AUTHORIZATION DEFAULT`.
+fn to_default(text: &[u8]) -> bool {
+    let mut tokens = Lexer::new(text);
+    let (mut last, mut role) = (None, false);
+    for token in tokens.by_ref() {
+        role |= token.is("role");
+        last = Some(token);
+    }
+    last.is_some_and(|last| last.is("default") || role && last.is("none"))
+}
+
+/// `set_config` takes lists such as search_path as they are reported, where SET would quote them as one name.
+fn set_config(name: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut out = b"SELECT pg_catalog.set_config(".to_vec();
+    quote_literal(&mut out, name);
+    out.extend(b", ");
+    quote_literal(&mut out, value);
+    out.extend(b", false)");
+    out
+}
+
+fn quote_literal(out: &mut Vec<u8>, text: &[u8]) {
+    if text.contains(&b'\\') {
+        out.extend(b" E");
+    }
+    out.push(b'\'');
+    for &byte in text.iter().filter(|byte| **byte != 0) {
+        if matches!(byte, b'\'' | b'\\') {
+            out.push(byte);
+        }
+        out.push(byte);
+    }
+    out.push(b'\'');
+}
+
+/// A name with its quotes; the parts of an extension's setting are quoted one by one.
+fn quote_name(name: &[u8]) -> Vec<u8> {
+    if name == b"session characteristics" {
+        return b"default_transaction_isolation".to_vec();
+    }
+    let mut out = Vec::with_capacity(name.len() + 2);
+    for (at, part) in name.split(|byte| *byte == b'.').enumerate() {
+        if at > 0 {
+            out.push(b'.');
+        }
+        out.push(b'"');
+        for &byte in part {
+            if byte == b'"' {
+                out.push(byte);
+            }
+            out.push(byte);
+        }
+        out.push(b'"');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(params: &[(&str, &str)]) -> SessionState {
+        let mut startup = StartupMessage::new(b"ann", b"shop");
+        for (name, value) in params {
+            startup.set(name.as_bytes(), value.as_bytes());
+        }
+        SessionState::from_startup(&startup)
+    }
+
+    fn run(state: &mut SessionState, sql: &str, committed: bool) {
+        state.observe(sql.as_bytes());
+        state.settle(committed);
+    }
+
+    fn diff(want: &SessionState, have: &SessionState) -> Vec<String> {
+        want.diff(have).into_iter().map(|sql| String::from_utf8(sql).unwrap()).collect()
+    }
+
+    #[test]
+    fn startup_parameters_and_options_are_brought_over_quoted() {
+        let want = client(&[
+            ("application_name", "o'hara\\"),
+            ("options", "-c search_path=a\\ b,c --work-mem=4MB -cgeqo=off"),
+        ]);
+        assert_eq!(
+            diff(&want, &SessionState::default()),
+            [
+                "SELECT pg_catalog.set_config('application_name',  E'o''hara\\\\', false)",
+                "SELECT pg_catalog.set_config('geqo', 'off', false)",
+                "SELECT pg_catalog.set_config('search_path', 'a b,c', false)",
+                "SELECT pg_catalog.set_config('work_mem', '4MB', false)",
+            ]
+        );
+        let mut have = SessionState::default();
+        have.adopt(&want);
+        assert!(diff(&want, &have).is_empty());
+    }
+
+    #[test]
+    fn a_set_is_repeated_word_for_word_and_undone_by_reset() {
+        let mut want = SessionState::default();
+        run(&mut want, "SET statement_timeout TO '5s'; set my.Var = 'x'", true);
+        let mut have = SessionState::default();
+        assert_eq!(diff(&want, &have), ["set my.Var = 'x'", "SET statement_timeout TO '5s'"]);
+        have.adopt(&want);
+        assert_eq!(
+            diff(&SessionState::default(), &have),
+            ["RESET \"my\".\"var\"", "RESET \"statement_timeout\""]
+        );
+        run(&mut want, "reset statement_timeout; set my.var to default", true);
+        assert!(diff(&want, &SessionState::default()).is_empty());
+    }
+
+    #[test]
+    fn only_what_a_transaction_commits_counts() {
+        let mut state = SessionState::default();
+        run(&mut state, "begin; set work_mem = '1MB'; rollback", false);
+        run(&mut state, "set local work_mem = '2MB'", true);
+        run(&mut state, "set transaction read only", true);
+        assert!(diff(&state, &SessionState::default()).is_empty());
+        run(
+            &mut state,
+            "begin; set geqo = on; savepoint a; set geqo = off; rollback to savepoint a; commit",
+            true,
+        );
+        assert_eq!(diff(&state, &SessionState::default()), ["set geqo = on"]);
+    }
+
+    #[test]
+    fn roles_channels_and_prepared_statements_are_brought_over_and_taken_back() {
+        let mut want = SessionState::default();
+        run(&mut want, "set role bob", true);
+        run(&mut want, "LISTEN \"My Chan\"; prepare p as select 1", true);
+        let mut have = SessionState::default();
+        assert_eq!(
+            diff(&want, &have),
+            ["LISTEN \"My Chan\"", "prepare p as select 1", "set role bob"]
+        );
+        have.adopt(&want);
+        assert_eq!(
+            diff(&SessionState::default(), &have),
+            ["RESET role", "UNLISTEN \"My Chan\"", "DEALLOCATE \"p\""]
+        );
+        run(&mut want, "discard all", true);
+        assert_eq!(diff(&want, &have).len(), 3);
+        run(&mut want, "set role bob", true);
+        run(&mut want, "set role none", true);
+        assert!(diff(&want, &SessionState::default()).is_empty());
+    }
+
+    #[test]
+    fn reported_values_win_where_both_sides_report() {
+        let mut want = client(&[("timezone", "UTC")]);
+        want.parameter_status(b"TimeZone", b"UTC");
+        want.parameter_status(b"server_version", b"16.1");
+        let mut have = SessionState::fresh([(&b"TimeZone"[..], &b"Asia/Tokyo"[..])].into_iter());
+        assert_eq!(
+            diff(&want, &have),
+            ["SELECT pg_catalog.set_config('timezone', 'UTC', false)"]
+        );
+        have.adopt(&want);
+        assert!(diff(&want, &have).is_empty());
+        run(&mut want, "set time zone 'Europe/Oslo'", true);
+        want.parameter_status(b"TimeZone", b"Europe/Oslo");
+        assert_eq!(
+            diff(&want, &have),
+            ["SELECT pg_catalog.set_config('timezone', 'Europe/Oslo', false)"]
+        );
+    }
+}

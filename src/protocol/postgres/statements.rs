@@ -1,0 +1,533 @@
+//! Named prepared statements, carried from a client's session to mirror connections that serve many clients.
+//!
+//! On the mirror a statement is named by its content, so that equal statements of all clients are one. Within a unit only the names in
+//! Parse, Bind and Describe change; a Close is left as it is (it names nothing there, which is no error) because another name of
+//! the same content may still be in use.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::framer::{FrameError, MessageFramer};
+use super::startup::split_cstr;
+use super::tracker::{CycleDone, Named};
+
+/// Named statements remembered per client.
+pub const CLIENT_STATEMENTS_MAX: usize = 1024;
+/// Bytes of Parse messages remembered per client.
+pub const CLIENT_STATEMENT_BYTES_MAX: usize = 1024 * 1024;
+/// Parses per client that no server has confirmed yet; further ones are believed at once.
+const PENDING_MAX: usize = 4096;
+/// Statements kept prepared on one mirror connection (each costs the mirror memory).
+pub const CONN_STATEMENTS_MAX: usize = 256;
+
+/// The content of a statement: a hash of its text and parameter types.
+pub type StatementId = u128;
+
+/// A statement as its client prepared it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Statement {
+    /// Hash of `content`.
+    pub id: StatementId,
+    /// The Parse message's body behind the name.
+    content: Box<[u8]>,
+}
+
+/// Names and what they stand for.
+pub type Names = HashMap<Box<[u8]>, Rc<Statement>>;
+
+/// The names as they were when a unit began; costs one reference count.
+pub type Snapshot = Rc<Names>;
+
+/// The named statements of one client. Believes what the client sent and takes back what the primary refused.
+#[derive(Debug, Default)]
+pub struct ClientStatements {
+    names: Rc<Names>,
+    bytes: usize,
+    pending: VecDeque<Pending>,
+    lost: u64,
+}
+
+#[derive(Debug)]
+struct Pending {
+    cycle: u64,
+    ordinal: u32,
+    name: Box<[u8]>,
+    made: Rc<Statement>,
+    before: Option<Rc<Statement>>,
+}
+
+impl ClientStatements {
+    /// A Parse or Close of the client, in the cycle that the tracker named.
+    pub fn observe(&mut self, named: &Named<'_>, cycle: u64) {
+        match *named {
+            Named::Close { name } => self.forget(name),
+            Named::Parse {
+                name,
+                body,
+                ordinal,
+            } => {
+                let content = body.and_then(split_cstr).map(|(_, content)| content);
+                let room = CLIENT_STATEMENT_BYTES_MAX.saturating_sub(self.bytes);
+                let full = self.names.len() >= CLIENT_STATEMENTS_MAX;
+                let before = self.names.get(name).cloned();
+                self.forget(name);
+                let Some(content) = content.filter(|c| !full && c.len() <= room) else {
+                    self.lost += 1;
+                    return;
+                };
+                let made = Rc::new(Statement {
+                    id: xxh3_128(content),
+                    content: content.into(),
+                });
+                self.put(name.into(), Rc::clone(&made));
+                if self.pending.len() < PENDING_MAX {
+                    let name = name.into();
+                    self.pending.push_back(Pending {
+                        cycle,
+                        ordinal,
+                        name,
+                        made,
+                        before,
+                    });
+                }
+            }
+        }
+    }
+
+    /// The primary has answered: Parses that it did not complete are taken back.
+    pub fn settle(&mut self, done: &CycleDone) {
+        while self
+            .pending
+            .front()
+            .is_some_and(|pending| pending.cycle <= done.cycle)
+        {
+            let Some(pending) = self.pending.pop_front() else {
+                return;
+            };
+            let failed = done.had_error && pending.ordinal >= done.parsed;
+            let current = self.names.get(&pending.name);
+            if failed && current.is_some_and(|now| Rc::ptr_eq(now, &pending.made)) {
+                self.forget(&pending.name);
+                if let Some(before) = pending.before {
+                    self.put(pending.name, before);
+                }
+            }
+        }
+    }
+
+    /// DEALLOCATE ALL or DISCARD ALL.
+    pub fn clear(&mut self) {
+        self.names = Rc::default();
+        self.bytes = 0;
+        self.pending.clear();
+    }
+
+    /// DEALLOCATE of one, or a Close.
+    pub fn forget(&mut self, name: &[u8]) {
+        if self.names.contains_key(name)
+            && let Some(old) = Rc::make_mut(&mut self.names).remove(name)
+        {
+            self.bytes -= old.content.len() + name.len();
+        }
+    }
+
+    fn put(&mut self, name: Box<[u8]>, statement: Rc<Statement>) {
+        self.bytes += statement.content.len() + name.len();
+        Rc::make_mut(&mut self.names).insert(name, statement);
+    }
+
+    /// The names now, for a unit that begins now.
+    pub fn snapshot(&self) -> Snapshot {
+        Rc::clone(&self.names)
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Statements that did not fit; units that use them are [`Rewritten::unknown`].
+    pub fn lost(&self) -> u64 {
+        self.lost
+    }
+}
+
+/// What one mirror connection certainly has prepared, oldest first.
+#[derive(Debug, Default)]
+pub struct ConnStatements {
+    have: VecDeque<StatementId>,
+}
+
+impl ConnStatements {
+    /// The statement is certainly there.
+    pub fn has(&self, id: StatementId) -> bool {
+        self.have.contains(&id)
+    }
+
+    /// A unit was replayed. `had_error`: one of its statements, or its preparation, failed, so what it prepared is in doubt (and will
+    /// be prepared anew).
+    pub fn settle(&mut self, rewritten: &Rewritten<'_>, had_error: bool) {
+        self.have
+            .retain(|id| !rewritten.evicted.contains(id) && !rewritten.prepared.contains(id));
+        if !had_error {
+            self.have.extend(&rewritten.prepared);
+        }
+    }
+
+    /// DEALLOCATE ALL or DISCARD ALL ran on the connection.
+    pub fn clear(&mut self) {
+        self.have.clear();
+    }
+}
+
+/// A unit as a mirror connection is to get it.
+#[derive(Debug)]
+pub struct Rewritten<'a> {
+    /// The unit's bytes; borrowed if nothing had to change.
+    pub bytes: Cow<'a, [u8]>,
+    /// Messages to run as a cycle of their own before the unit: Close, Parse …, Sync. Empty if nothing is missing.
+    pub prepare_first: Vec<u8>,
+    /// The unit uses a name whose statement is not known; it will fail on the mirror.
+    pub unknown: bool,
+    prepared: Vec<StatementId>,
+    evicted: Vec<StatementId>,
+}
+
+/// Renames the named statements of a unit (whole messages) for a connection that has `conn` prepared. `names` is the client's
+/// [`ClientStatements::snapshot`] of when the unit began.
+pub fn rewrite_unit<'a>(
+    unit: &'a [u8],
+    names: &Names,
+    conn: &ConnStatements,
+) -> Result<Rewritten<'a>, FrameError> {
+    let mut writer = Writer {
+        out: None,
+        names,
+        conn,
+        own: HashMap::new(),
+        first: Vec::new(),
+        prepared: Vec::new(),
+        unknown: false,
+    };
+    let mut framer = MessageFramer::client();
+    let mut at = 0;
+    while at < unit.len() {
+        let advance = framer.advance(&unit[at..])?;
+        let end = at + advance.consumed;
+        let body = &unit[at + advance.body_at..end];
+        if !(advance.done && writer.message(framer.tag().unwrap_or_default(), body, &unit[..at]))
+            && let Some(out) = &mut writer.out
+        {
+            out.extend_from_slice(&unit[at..end]);
+        }
+        at = end;
+    }
+    let evicted = writer.evict();
+    if !writer.first.is_empty() {
+        push_message(&mut writer.first, b'S', &[]);
+    }
+    Ok(Rewritten {
+        bytes: writer.out.map_or(Cow::Borrowed(unit), Cow::Owned),
+        prepare_first: writer.first,
+        unknown: writer.unknown,
+        prepared: writer.prepared,
+        evicted,
+    })
+}
+
+struct Writer<'n> {
+    /// The new bytes, once something differs.
+    out: Option<Vec<u8>>,
+    names: &'n Names,
+    conn: &'n ConnStatements,
+    /// Names that the unit itself has parsed (`Some`) or closed (`None`) by now.
+    own: HashMap<Vec<u8>, Option<StatementId>>,
+    first: Vec<u8>,
+    prepared: Vec<StatementId>,
+    unknown: bool,
+}
+
+impl Writer<'_> {
+    /// Writes a message anew; false if it stays as it is. `before`: the unit up to it.
+    fn message(&mut self, tag: u8, body: &[u8], before: &[u8]) -> bool {
+        match tag {
+            b'P' => {
+                let Some((name, content)) = split_cstr(body).filter(|(name, _)| !name.is_empty())
+                else {
+                    return false;
+                };
+                let id = xxh3_128(content);
+                self.own.insert(name.to_vec(), Some(id));
+                let out = self.out.get_or_insert_with(|| before.to_vec());
+                push_prepare(out, id, content);
+                self.note_prepared(id);
+                true
+            }
+            b'B' => {
+                let Some((portal, rest)) = split_cstr(body) else {
+                    return false;
+                };
+                let Some((name, rest)) = split_cstr(rest) else {
+                    return false;
+                };
+                self.renamed(tag, &[portal, b"\0"].concat(), name, rest, before)
+            }
+            b'D' | b'C' => {
+                let Some((b'S', rest)) = body.split_first() else {
+                    return false;
+                };
+                let Some((name, rest)) = split_cstr(rest) else {
+                    return false;
+                };
+                if tag == b'C' {
+                    self.own.insert(name.to_vec(), None);
+                    return false;
+                }
+                self.renamed(tag, b"S", name, rest, before)
+            }
+            _ => false,
+        }
+    }
+
+    /// A message with a statement's name in it.
+    fn renamed(&mut self, tag: u8, head: &[u8], name: &[u8], rest: &[u8], before: &[u8]) -> bool {
+        if name.is_empty() {
+            return false;
+        }
+        let id = match self.own.get(name) {
+            Some(Some(id)) => *id,
+            Some(None) => return false,
+            None => {
+                let Some(statement) = self.names.get(name) else {
+                    self.unknown = true;
+                    return false;
+                };
+                if !self.conn.has(statement.id) && !self.prepared.contains(&statement.id) {
+                    push_prepare(&mut self.first, statement.id, &statement.content);
+                    self.note_prepared(statement.id);
+                }
+                statement.id
+            }
+        };
+        let body = [head, mirror_name(id).as_bytes(), b"\0", rest].concat();
+        let out = self.out.get_or_insert_with(|| before.to_vec());
+        push_message(out, tag, &body);
+        true
+    }
+
+    fn note_prepared(&mut self, id: StatementId) {
+        if !self.prepared.contains(&id) {
+            self.prepared.push(id);
+        }
+    }
+
+    /// Closes the oldest statements of the connection that this unit does not need, to make room.
+    fn evict(&mut self) -> Vec<StatementId> {
+        let used = |id: &StatementId| {
+            self.prepared.contains(id)
+                || self.own.values().any(|own| own.as_ref() == Some(id))
+                || self.names.values().any(|statement| statement.id == *id)
+        };
+        let new = self
+            .prepared
+            .iter()
+            .filter(|id| !self.conn.has(**id))
+            .count();
+        let over = (self.conn.have.len() + new).saturating_sub(CONN_STATEMENTS_MAX);
+        if over == 0 {
+            return Vec::new();
+        }
+        let evicted: Vec<_> = self
+            .conn
+            .have
+            .iter()
+            .filter(|id| !used(id))
+            .take(over)
+            .copied()
+            .collect();
+        for id in &evicted {
+            push_close(&mut self.first, *id);
+        }
+        evicted
+    }
+}
+
+/// The statement's name on every mirror connection.
+pub fn mirror_name(id: StatementId) -> String {
+    format!("ph_{id:032x}")
+}
+
+/// A Close first, so that the Parse succeeds whether or not the statement is there.
+fn push_prepare(out: &mut Vec<u8>, id: StatementId, content: &[u8]) {
+    push_close(out, id);
+    push_message(
+        out,
+        b'P',
+        &[mirror_name(id).as_bytes(), b"\0", content].concat(),
+    );
+}
+
+fn push_close(out: &mut Vec<u8>, id: StatementId) {
+    push_message(out, b'C', format!("S{}\0", mirror_name(id)).as_bytes());
+}
+
+fn push_message(out: &mut Vec<u8>, tag: u8, body: &[u8]) {
+    out.push(tag);
+    out.extend((body.len() as u32 + 4).to_be_bytes());
+    out.extend_from_slice(body);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::postgres::tracker::TxStatus;
+
+    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        push_message(&mut out, tag, body);
+        out
+    }
+
+    fn done(cycle: u64, had_error: bool, parsed: u32) -> CycleDone {
+        CycleDone {
+            cycle,
+            status: TxStatus::Idle,
+            had_error,
+            parsed,
+            unfinished: 0,
+        }
+    }
+
+    fn observed(statements: &mut ClientStatements, name: &[u8], sql: &str, cycle: u64) {
+        let body = [name, b"\0", sql.as_bytes(), b"\0\0\0"].concat();
+        statements.observe(
+            &Named::Parse {
+                name,
+                body: Some(&body),
+                ordinal: 0,
+            },
+            cycle,
+        );
+    }
+
+    #[test]
+    fn a_bind_to_an_older_statement_is_prepared_first_and_renamed() {
+        let mut client = ClientStatements::default();
+        observed(&mut client, b"s1", "select $1", 1);
+        client.settle(&done(1, false, 1));
+        let unit = [
+            message(b'B', b"p\0s1\0rest"),
+            message(b'E', b"p\0\0\0\0\0"),
+            message(b'S', b""),
+        ]
+        .concat();
+        let mut conn = ConnStatements::default();
+        let id = client.snapshot()[&b"s1"[..]].id;
+        let first = rewrite_unit(&unit, &client.snapshot(), &conn).unwrap();
+        let name = mirror_name(id);
+        let expected = [
+            message(b'B', format!("p\0{name}\0rest").as_bytes()),
+            message(b'E', b"p\0\0\0\0\0"),
+            message(b'S', b""),
+        ];
+        assert_eq!(first.bytes, expected.concat());
+        let prepare = [
+            message(b'C', format!("S{name}\0").as_bytes()),
+            message(b'P', format!("{name}\0select $1\0\0\0").as_bytes()),
+            message(b'S', b""),
+        ];
+        assert_eq!(first.prepare_first, prepare.concat());
+        conn.settle(&first, false);
+        assert!(
+            rewrite_unit(&unit, &client.snapshot(), &conn)
+                .unwrap()
+                .prepare_first
+                .is_empty()
+        );
+        conn.settle(&first, true);
+        assert!(!conn.has(id));
+    }
+
+    #[test]
+    fn a_unit_without_named_statements_is_not_copied() {
+        let unit = [
+            message(b'P', b"\0select 1\0\0\0"),
+            message(b'B', b"\0\0"),
+            message(b'S', b""),
+        ]
+        .concat();
+        let rewritten = rewrite_unit(&unit, &Names::new(), &ConnStatements::default()).unwrap();
+        assert!(matches!(rewritten.bytes, Cow::Borrowed(_)) && !rewritten.unknown);
+    }
+
+    #[test]
+    fn a_statement_parsed_in_the_unit_goes_before_an_older_one_of_its_name() {
+        let mut client = ClientStatements::default();
+        observed(&mut client, b"s", "select 1", 1);
+        let unit = [
+            message(b'C', b"Ss\0"),
+            message(b'P', b"s\0select 2\0\0\0"),
+            message(b'D', b"Ss\0"),
+            message(b'S', b""),
+        ]
+        .concat();
+        let conn = ConnStatements::default();
+        let rewritten = rewrite_unit(&unit, &client.snapshot(), &conn).unwrap();
+        let name = mirror_name(xxh3_128(b"select 2\0\0\0"));
+        let describe = message(b'D', format!("S{name}\0").as_bytes());
+        assert!(
+            rewritten
+                .bytes
+                .windows(describe.len())
+                .any(|w| w == describe)
+        );
+        assert!(rewritten.prepare_first.is_empty());
+        assert!(rewritten.bytes.starts_with(&message(b'C', b"Ss\0")));
+    }
+
+    #[test]
+    fn a_refused_parse_leaves_the_older_statement() {
+        let mut client = ClientStatements::default();
+        observed(&mut client, b"s", "select 1", 1);
+        client.settle(&done(1, false, 1));
+        let before = client.snapshot()[&b"s"[..]].id;
+        observed(&mut client, b"s", "select 2", 2);
+        assert_ne!(client.snapshot()[&b"s"[..]].id, before);
+        client.settle(&done(2, true, 0));
+        assert_eq!(client.snapshot()[&b"s"[..]].id, before);
+        observed(&mut client, b"t", "selekt", 3);
+        client.settle(&done(3, true, 0));
+        assert!(!client.snapshot().contains_key(&b"t"[..]));
+    }
+
+    #[test]
+    fn memory_is_bounded_and_unknown_names_are_told() {
+        let mut client = ClientStatements::default();
+        for n in 0..5000u64 {
+            observed(&mut client, format!("s{n}").as_bytes(), &"x".repeat(600), n);
+        }
+        assert!(client.bytes() <= CLIENT_STATEMENT_BYTES_MAX + 8);
+        assert!(client.snapshot().len() <= CLIENT_STATEMENTS_MAX && client.lost() > 0);
+        let unit = message(b'B', b"\0s4999\0");
+        let conn = ConnStatements::default();
+        assert!(
+            rewrite_unit(&unit, &client.snapshot(), &conn)
+                .unwrap()
+                .unknown
+        );
+    }
+
+    #[test]
+    fn a_connection_keeps_a_bounded_number_of_statements() {
+        let mut conn = ConnStatements::default();
+        for n in 0..CONN_STATEMENTS_MAX + 50 {
+            let unit = message(b'P', format!("s\0select {n}\0\0\0").as_bytes());
+            let rewritten = rewrite_unit(&unit, &Names::new(), &conn).unwrap();
+            conn.settle(&rewritten, false);
+        }
+        assert_eq!(conn.have.len(), CONN_STATEMENTS_MAX);
+    }
+}
