@@ -258,6 +258,10 @@ impl Lane {
             let Some(ticket) = self.rings.next() else {
                 return;
             };
+            if self.mistake == Some(Mistake::Starve) && ticket.client.0 % 3 == 0 {
+                self.rings.requeue(ticket);
+                return;
+            }
             self.shadow.hand_out(ticket.client.0, ticket.unit.outcome.0);
             let answer = self.pool.checkout(ticket.client, LOGIN, now_ns);
             let (slot, stage) = match answer {
