@@ -189,10 +189,20 @@ impl<S, O: Outcome> Dispatcher<S, O> {
         reason = "it is no iterator: what comes out must go back"
     )]
     pub fn next(&mut self) -> Option<Ticket<S, O>> {
+        self.next_for(|_| true)
+    }
+
+    /// As [`Dispatcher::next`], for the first client whose turn it is and for whom `may_go` holds:
+    /// one whose connection is busy or whose login backs off keeps its place and holds up nobody.
+    /// O(clients passed over).
+    pub fn next_for(&mut self, mut may_go: impl FnMut(ClientId) -> bool) -> Option<Ticket<S, O>> {
         if self.paused || self.unavailable {
             return None;
         }
-        let place = self.ready.pop_front()?;
+        let rings = &self.rings;
+        let is_next = |place: &usize| rings[*place].as_ref().is_some_and(|r| may_go(r.client));
+        let at = self.ready.iter().position(is_next)?;
+        let place = self.ready.remove(at)?;
         let ring = self.rings[place].as_mut()?;
         ring.listed = false;
         let client = ring.client;
