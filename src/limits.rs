@@ -38,6 +38,13 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 /// Mirrors of one source: a set of them is one machine word.
 pub const MIRRORS_MAX: usize = 64;
 
+/// Empty rings that a dispatcher keeps for clients without a ring of their own: as many as clients
+/// are likely to have a unit on its way to one mirror at once.
+pub const SPARE_RINGS_LEN_MAX: usize = 64;
+
+/// A ring that has grown beyond this (24 bytes per unit) is not kept.
+pub const SPARE_RING_UNITS_MAX: usize = 64;
+
 /// Units kept for reuse per core. A unit is needed per client that is inside a transaction and per
 /// queued transaction; beyond this many idle ones the allocator keeps them as well as we do.
 pub const UNIT_POOL_LEN_MAX: usize = 256;

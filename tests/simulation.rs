@@ -43,6 +43,8 @@ pub enum Mistake {
     SettleUnsent,
     /// A unit that was cut is sent again.
     Resend,
+    /// Some clients' turns are taken from them.
+    Starve,
     /// A unit is not offered at all.
     Forget,
 }
@@ -100,31 +102,36 @@ fn the_same_seed_runs_the_same_way() {
     assert_eq!(run(3, None).unwrap(), run(3, None).unwrap());
 }
 
+/// The words of the checks that are there to see the mistake.
+fn seen_by(mistake: Mistake) -> &'static [&'static str] {
+    match mistake {
+        Mistake::Reorder => &["came after unit"],
+        Mistake::SendHalf => &["says the mirror", "not the start of a unit"],
+        Mistake::SettleTwice => &["settled twice", "ledger"],
+        Mistake::CountTwice | Mistake::Leak | Mistake::Forget => &["ledger"],
+        Mistake::SettleUnsent => &["delivered, says the mirror"],
+        Mistake::Resend => &["came after unit", "errored, says the mirror"],
+        Mistake::Starve => &["a client starves"],
+    }
+}
+
 #[test]
 fn every_planted_mistake_is_seen() {
-    // Each with the words of the check that is there to see it.
-    let order: &[&str] = &["came after unit"];
-    let ledger: &[&str] = &["ledger"];
-    for (mistake, words) in [
-        (Mistake::Reorder, order),
-        (
-            Mistake::SendHalf,
-            &["says the mirror", "not the start of a unit"],
-        ),
-        (Mistake::SettleTwice, &["settled twice"]),
-        (Mistake::CountTwice, ledger),
-        (Mistake::Leak, ledger),
-        (Mistake::SettleUnsent, &["delivered, says the mirror"]),
-        (Mistake::Resend, order),
-        (Mistake::Forget, ledger),
+    for mistake in [
+        Mistake::Reorder,
+        Mistake::SendHalf,
+        Mistake::SettleTwice,
+        Mistake::CountTwice,
+        Mistake::Leak,
+        Mistake::SettleUnsent,
+        Mistake::Resend,
+        Mistake::Starve,
+        Mistake::Forget,
     ] {
-        let reports: Vec<String> = (0..16)
-            .filter_map(|seed| run(seed, Some(mistake)).err())
-            .collect();
-        let seen = reports
-            .iter()
-            .filter(|text| words.iter().any(|word| text.contains(word)))
-            .count();
+        let reports = (0..16).filter_map(|seed| run(seed, Some(mistake)).err());
+        let reports: Vec<String> = reports.collect();
+        let by_right_check = |text: &&String| seen_by(mistake).iter().any(|w| text.contains(w));
+        let seen = reports.iter().filter(by_right_check).count();
         assert!(
             seen >= 8,
             "{mistake:?} was seen with {seen} of 16 seeds: {reports:?}"

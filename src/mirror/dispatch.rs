@@ -8,68 +8,17 @@
 //!
 //! Every operation costs O(1) but those that say so, and allocates nothing once rings have grown.
 
-use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 use std::sync::Arc;
 
+pub use super::budget::MemoryBudget;
 use super::ledger::{DropReason, Fate, Ledger};
 pub use super::queue::Bounds;
 use super::queue::{Entry, Ring};
 use super::unit::{ClientId, Outcome, Unit, UnitPool};
-
-/// What all rings of one core may hold together. A unit that several mirrors wait for counts once,
-/// from the first ring that takes it to the last that lets it go.
-#[derive(Clone, Debug)]
-pub struct MemoryBudget(Rc<BudgetCells>);
-
-#[derive(Debug)]
-struct BudgetCells {
-    limit: Cell<usize>,
-    used: Cell<usize>,
-}
-
-impl MemoryBudget {
-    /// A budget of `limit` bytes.
-    pub fn new(limit: usize) -> Self {
-        MemoryBudget(Rc::new(BudgetCells {
-            limit: Cell::new(limit),
-            used: Cell::new(0),
-        }))
-    }
-
-    /// Takes `bytes` if they are left; sessions charge what they hold of unsealed units here too.
-    pub fn try_charge(&self, bytes: usize) -> bool {
-        let used = self.0.used.get().saturating_add(bytes);
-        let fits = used <= self.0.limit.get();
-        if fits {
-            self.0.used.set(used);
-        }
-        fits
-    }
-
-    /// Gives back what was charged.
-    pub fn release(&self, bytes: usize) {
-        debug_assert!(bytes <= self.used(), "released more than was charged");
-        self.0.used.set(self.0.used.get().saturating_sub(bytes));
-    }
-
-    /// Bytes charged.
-    pub fn used(&self) -> usize {
-        self.0.used.get()
-    }
-
-    /// The bound.
-    pub fn limit(&self) -> usize {
-        self.0.limit.get()
-    }
-
-    /// Changes the bound; what is charged beyond it stays until it is released.
-    pub fn set_limit(&self, limit: usize) {
-        self.0.limit.set(limit);
-    }
-}
+use crate::limits::{SPARE_RING_UNITS_MAX, SPARE_RINGS_LEN_MAX};
 
 /// What became of an offered unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +60,9 @@ pub struct Dispatcher<S, O> {
     /// A ring keeps its place while it lives; free places are in `free`.
     rings: Vec<Option<Ring<S, O>>>,
     free: Vec<usize>,
+    /// Empty rings for reuse: clients without a ring of their own get and lose one with every
+    /// unit.
+    spare: Vec<Ring<S, O>>,
     by_client: HashMap<ClientId, usize, BuildHasherDefault<IdHasher>>,
     /// Places of the rings that may hand out a unit, in the order of their turns; each once.
     ready: VecDeque<usize>,
@@ -140,6 +92,7 @@ impl<S, O: Outcome> Dispatcher<S, O> {
             next_id: 0,
             rings: Vec::new(),
             free: Vec::new(),
+            spare: Vec::new(),
             by_client: HashMap::default(),
             ready: VecDeque::new(),
             queued_units: 0,
@@ -236,10 +189,20 @@ impl<S, O: Outcome> Dispatcher<S, O> {
         reason = "it is no iterator: what comes out must go back"
     )]
     pub fn next(&mut self) -> Option<Ticket<S, O>> {
+        self.next_for(|_| true)
+    }
+
+    /// As [`Dispatcher::next`], for the first client whose turn it is and for whom `may_go` holds:
+    /// one whose connection is busy or whose login backs off keeps its place and holds up nobody.
+    /// O(clients passed over).
+    pub fn next_for(&mut self, mut may_go: impl FnMut(ClientId) -> bool) -> Option<Ticket<S, O>> {
         if self.paused || self.unavailable {
             return None;
         }
-        let place = self.ready.pop_front()?;
+        let rings = &self.rings;
+        let is_next = |place: &usize| rings[*place].as_ref().is_some_and(|r| may_go(r.client));
+        let at = self.ready.iter().position(is_next)?;
+        let place = self.ready.remove(at)?;
         let ring = self.rings[place].as_mut()?;
         ring.listed = false;
         let client = ring.client;
@@ -435,9 +398,11 @@ impl<S, O: Outcome> Dispatcher<S, O> {
                 self.queued_units -= 1;
                 self.let_go(entry.unit, entry.bytes, Fate::Dropped(reason));
             }
-            self.remove_if_over(place);
         }
         self.unlist_idle();
+        for place in 0..self.rings.len() {
+            self.remove_if_over(place);
+        }
         self.check_cheaply();
         before - self.queued_units
     }
@@ -447,7 +412,11 @@ impl<S, O: Outcome> Dispatcher<S, O> {
         if let Some(place) = self.by_client.get(&client) {
             return *place;
         }
-        let ring = Some(Ring::new(client, self.bounds));
+        let ring = match self.spare.pop() {
+            Some(spare) => spare.reuse(client, self.bounds),
+            None => Ring::new(client, self.bounds),
+        };
+        let ring = Some(ring);
         let place = match self.free.pop() {
             Some(place) => {
                 self.rings[place] = ring;
@@ -486,13 +455,13 @@ impl<S, O: Outcome> Dispatcher<S, O> {
 
     /// Removes the ring of a client that has left once nothing of it is here.
     fn remove_if_over(&mut self, place: usize) {
-        if let Some(ring) = &self.rings[place]
-            && ring.detached
-            && ring.is_empty()
-        {
+        let over = |ring: &mut Ring<S, O>| ring.detached && ring.is_empty();
+        if let Some(ring) = self.rings[place].take_if(over) {
             self.by_client.remove(&ring.client);
-            self.rings[place] = None;
             self.free.push(place);
+            if self.spare.len() < SPARE_RINGS_LEN_MAX && ring.capacity() <= SPARE_RING_UNITS_MAX {
+                self.spare.push(ring);
+            }
         }
     }
 

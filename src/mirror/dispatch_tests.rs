@@ -98,6 +98,20 @@ fn one_unit_of_a_client_is_on_its_way_at_a_time() {
 }
 
 #[test]
+fn a_client_that_may_not_go_keeps_its_turn_and_holds_up_nobody() {
+    let world = World::new();
+    let mut rings = world.mirror(ROOMY);
+    for (client, text) in [(1, "a"), (2, "b"), (3, "c")] {
+        world.offer(&mut rings, client, text);
+    }
+    let ticket = rings.next_for(|client| client != ClientId(1)).unwrap();
+    assert_eq!(text(&ticket), "b");
+    rings.settle(ticket, Fate::Delivered);
+    assert!(rings.next_for(|_| false).is_none());
+    assert_eq!(deliver_all(&mut rings), ["a", "c"]);
+}
+
+#[test]
 fn units_that_come_back_stand_in_their_old_order() {
     let world = World::new();
     let mut rings = world.mirror(ROOMY);

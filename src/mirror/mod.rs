@@ -5,6 +5,7 @@
 //! the mirror's workers and books its fate in the [`ledger::Ledger`]. Time, randomness and bytes
 //! come in as arguments; nothing here waits, sleeps or draws.
 
+mod budget;
 pub mod dispatch;
 pub mod divergence;
 pub mod exposure;

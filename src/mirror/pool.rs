@@ -118,35 +118,26 @@ impl<K: Copy + Eq> PoolState<K> {
 
     /// A connection with this login for this client's next unit.
     pub fn checkout(&mut self, client: ClientId, login: K, now_ns: u64) -> Checkout {
-        if let Some(slot) = self.idle_slot(client, login) {
-            self.take(slot, client);
-            return Checkout::Use(slot);
-        }
-        if let Some(failing) = self.failing.iter().find(|entry| entry.login == login) {
-            if now_ns < failing.until_ns {
-                return Checkout::Wait(failing.until_ns);
+        let answer = self.plan(client, login, now_ns);
+        match answer {
+            Checkout::Use(slot) => self.take(slot, client),
+            Checkout::Open(slot) | Checkout::Replace(slot) => {
+                self.slots[slot] = Slot {
+                    stage: Stage::Connecting,
+                    login: Some(login),
+                    client: Some(client),
+                    ..Slot::EMPTY
+                };
             }
-            let tries = |slot: &Slot<K>| {
-                slot.login == Some(login) && slot.stage != Stage::Empty && !slot.proven
-            };
-            if self.slots.iter().any(tries) {
-                return Checkout::Full;
-            }
+            Checkout::Wait(_) | Checkout::Full => {}
         }
-        let (slot, answer) = match self.find(|slot| slot.stage == Stage::Empty) {
-            Some(slot) => (slot, Checkout::Open(slot)),
-            None => match self.find(|slot| slot.stage == Stage::Idle && !slot.reserved) {
-                Some(slot) => (slot, Checkout::Replace(slot)),
-                None => return Checkout::Full,
-            },
-        };
-        self.slots[slot] = Slot {
-            stage: Stage::Connecting,
-            login: Some(login),
-            client: Some(client),
-            ..Slot::EMPTY
-        };
         answer
+    }
+
+    /// Whether [`PoolState::checkout`] would give this client a connection, open or to be opened.
+    pub fn may_serve(&self, client: ClientId, login: K, now_ns: u64) -> bool {
+        let answer = self.plan(client, login, now_ns);
+        !matches!(answer, Checkout::Wait(_) | Checkout::Full)
     }
 
     /// The connection is open, logged in, and its client's.
@@ -231,15 +222,6 @@ impl<K: Copy + Eq> PoolState<K> {
         self.close_idle(|slot| slot >= size)
     }
 
-    /// Whether a checkout with this login may get a connection now.
-    pub fn may_serve(&self, login: K, now_ns: u64) -> bool {
-        let free = |slot: &Slot<K>| {
-            slot.stage == Stage::Empty || (slot.stage == Stage::Idle && !slot.reserved)
-        };
-        let mut slots = self.slots.iter().take(self.size);
-        slots.any(free) && self.retry_at_ns(login).is_none_or(|until| until <= now_ns)
-    }
-
     /// When a failing login may be tried again; `None` if it does not fail.
     pub fn retry_at_ns(&self, login: K) -> Option<u64> {
         let failing = self.failing.iter().find(|entry| entry.login == login);
@@ -287,6 +269,28 @@ impl<K: Copy + Eq> PoolState<K> {
                 1,
                 "two for one client"
             );
+        }
+    }
+
+    fn plan(&self, client: ClientId, login: K, now_ns: u64) -> Checkout {
+        if let Some(slot) = self.idle_slot(client, login) {
+            return Checkout::Use(slot);
+        }
+        if let Some(until_ns) = self.retry_at_ns(login) {
+            if now_ns < until_ns {
+                return Checkout::Wait(until_ns);
+            }
+            let tries = |slot: &Slot<K>| slot.login == Some(login) && !slot.proven;
+            if self.slots.iter().any(tries) {
+                return Checkout::Full;
+            }
+        }
+        if let Some(slot) = self.find(|slot| slot.stage == Stage::Empty) {
+            Checkout::Open(slot)
+        } else if let Some(slot) = self.find(|s| s.stage == Stage::Idle && !s.reserved) {
+            Checkout::Replace(slot)
+        } else {
+            Checkout::Full
         }
     }
 
@@ -420,7 +424,7 @@ mod tests {
         let slot = open(&mut pool, A, 0);
         assert_eq!(pool.checkin(slot), Checkin::Keep);
         assert_eq!(pool.lost(slot, 0, 0.0), None);
-        assert!(pool.may_serve(0, 0));
+        assert!(pool.may_serve(A, 0, 0));
     }
 
     #[test]
@@ -439,6 +443,7 @@ mod tests {
         let mut pool = PoolState::new(1, PoolMode::Session);
         let slot = open(&mut pool, A, 0);
         assert_eq!(pool.checkin(slot), Checkin::Keep);
+        assert!(pool.may_serve(A, 0, 0) && !pool.may_serve(B, 0, 0));
         assert_eq!(pool.checkout(B, 0, 0), Checkout::Full);
         assert_eq!(pool.checkout(A, 0, 0), Checkout::Use(slot));
         assert_eq!(pool.release(A), None, "in use: free when it comes back");

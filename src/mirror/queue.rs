@@ -63,6 +63,20 @@ impl<S, O> Ring<S, O> {
         }
     }
 
+    /// This empty ring for another client, with its memory.
+    pub fn reuse(self, client: ClientId, bounds: Bounds) -> Self {
+        debug_assert!(self.is_empty() && !self.listed);
+        Ring {
+            waiting: self.waiting,
+            ..Ring::new(client, bounds)
+        }
+    }
+
+    /// Units for which it has memory.
+    pub fn capacity(&self) -> usize {
+        self.waiting.capacity()
+    }
+
     /// Whether a unit that holds `bytes` has room.
     pub fn has_room(&self, bytes: usize) -> bool {
         self.waiting.len() < self.bounds.units

@@ -254,10 +254,16 @@ impl Lane {
     }
 
     fn hand_out(&mut self, now_ns: u64) {
-        while self.pool.may_serve(LOGIN, now_ns) {
-            let Some(ticket) = self.rings.next() else {
+        loop {
+            let pool = &self.pool;
+            let may_go = |client| pool.may_serve(client, LOGIN, now_ns);
+            let Some(ticket) = self.rings.next_for(may_go) else {
                 return;
             };
+            if self.mistake == Some(Mistake::Starve) && ticket.client.0 % 3 == 0 {
+                self.rings.requeue(ticket);
+                return;
+            }
             self.shadow.hand_out(ticket.client.0, ticket.unit.outcome.0);
             let answer = self.pool.checkout(ticket.client, LOGIN, now_ns);
             let (slot, stage) = match answer {
@@ -267,12 +273,7 @@ impl Lane {
                     (slot, Stage::Due(due))
                 }
                 Checkout::Open(slot) => (slot, Stage::Connecting),
-                Checkout::Replace(_) => panic!("there is one login"),
-                Checkout::Wait(_) | Checkout::Full => {
-                    self.shadow.requeue(ticket.client.0);
-                    self.rings.requeue(ticket);
-                    return;
-                }
+                other => panic!("{other:?}, though it may be served"),
             };
             self.jobs.push(Job {
                 ticket,

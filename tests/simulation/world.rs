@@ -94,10 +94,12 @@ impl<U: UnitSource> World<U> {
             let bounds = random_bounds(&mut rng);
             let ledger = Arc::new(Ledger::default());
             let rings = Dispatcher::new(ledger, budget.clone(), units.clone(), bounds);
-            let pool = PoolState::new(rng.usize(1..5), modes[rng.usize(0..2)]);
+            let mode = modes[rng.usize(0..2)];
+            let pool = PoolState::new(rng.usize(1..5), mode);
             let pace = paces[rng.usize(0..3)];
             let mut lane = Lane::new(rings, pool, Shadow::new(bounds), pace);
             lane.level = [Level::All, Level::All, Level::Writes][rng.usize(0..3)];
+            lane.shadow.fair = mode == PoolMode::Unit;
             lane.mistake = mistake;
             lane.shadow.trusting = mistake == Some(Mistake::Reorder);
             lane
