@@ -192,15 +192,21 @@ impl<S, O: Outcome> Dispatcher<S, O> {
         self.next_for(|_| true)
     }
 
-    /// As [`Dispatcher::next`], for the first client whose turn it is and for whom `may_go` holds:
+    /// As [`Dispatcher::next`], for the first client whose turn it is and for whose next unit `may_go` holds:
     /// one whose connection is busy or whose login backs off keeps its place and holds up nobody.
     /// O(clients passed over).
-    pub fn next_for(&mut self, mut may_go: impl FnMut(ClientId) -> bool) -> Option<Ticket<S, O>> {
+    pub fn next_for(
+        &mut self,
+        mut may_go: impl FnMut(&Unit<S, O>) -> bool,
+    ) -> Option<Ticket<S, O>> {
         if self.paused || self.unavailable {
             return None;
         }
         let rings = &self.rings;
-        let is_next = |place: &usize| rings[*place].as_ref().is_some_and(|r| may_go(r.client));
+        let is_next = |place: &usize| {
+            let front = rings[*place].as_ref().and_then(Ring::front);
+            front.is_some_and(|unit| may_go(unit))
+        };
         let at = self.ready.iter().position(is_next)?;
         let place = self.ready.remove(at)?;
         let ring = self.rings[place].as_mut()?;

@@ -49,6 +49,11 @@ pub(super) struct Ring<S, O> {
 }
 
 impl<S, O> Ring<S, O> {
+    /// The unit that leaves next.
+    pub fn front(&self) -> Option<&Unit<S, O>> {
+        self.waiting.front().map(|entry| &*entry.unit)
+    }
+
     pub fn new(client: ClientId, bounds: Bounds) -> Self {
         Ring {
             client,

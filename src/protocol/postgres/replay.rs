@@ -130,6 +130,12 @@ impl Replay {
         self.tracker.outstanding()
     }
 
+    /// Whether more of the unit may be sent before the mirror has answered what it has: it waits for copy data, or
+    /// has not got what would make it answer.
+    pub fn wants_more(&self) -> bool {
+        self.tracker.copy_in() || self.tracker.is_open() || self.tracker.outstanding() == 0
+    }
+
     /// The mirror waits for copy data.
     pub fn copy_in(&self) -> bool {
         self.tracker.copy_in()

@@ -192,8 +192,18 @@ pub struct Rewritten<'a> {
     pub prepare_first: Vec<u8>,
     /// The unit uses a name whose statement is not known; it will fail on the mirror.
     pub unknown: bool,
+    /// Where each message begins in the unit and in `bytes`.
+    offsets: Vec<(usize, usize)>,
     prepared: Vec<StatementId>,
     evicted: Vec<StatementId>,
+}
+
+impl Rewritten<'_> {
+    /// Where the first message at or behind `offset` of the unit begins in `bytes`; their end if there is none.
+    pub fn offset(&self, offset: usize) -> usize {
+        let at = self.offsets.partition_point(|(original, _)| *original < offset);
+        self.offsets.get(at).map_or(self.bytes.len(), |(_, rewritten)| *rewritten)
+    }
 }
 
 /// Renames the named statements of a unit (whole messages) for a connection that has `conn` prepared. `names` is the client's
@@ -213,8 +223,10 @@ pub fn rewrite_unit<'a>(
         unknown: false,
     };
     let mut framer = MessageFramer::client();
+    let mut offsets = Vec::new();
     let mut at = 0;
     while at < unit.len() {
+        offsets.push((at, writer.out.as_ref().map_or(at, Vec::len)));
         let advance = framer.advance(&unit[at..])?;
         let end = at + advance.consumed;
         let body = &unit[at + advance.body_at..end];
@@ -233,6 +245,7 @@ pub fn rewrite_unit<'a>(
         bytes: writer.out.map_or(Cow::Borrowed(unit), Cow::Owned),
         prepare_first: writer.first,
         unknown: writer.unknown,
+        offsets,
         prepared: writer.prepared,
         evicted,
     })

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use super::carried::Carried;
 use super::outcome::{Identity, PostgresOutcome, TEXT_MAX};
 use crate::mirror::ledger::DropReason;
 use crate::mirror::unit::{Class, ClientId, Draft, MirrorSet};
@@ -20,7 +21,7 @@ type PgDraft = Draft<Chunk, PostgresOutcome>;
 /// The units of one client.
 pub struct Assembler {
     client: ClientId,
-    identity: Option<Rc<Identity>>,
+    identity: Rc<Identity>,
     unit: Option<Open>,
     /// Cycles that are not answered, oldest first.
     cycles: VecDeque<Cycle>,
@@ -60,13 +61,8 @@ pub struct Surroundings<'a> {
 
 impl Assembler {
     /// For a client that has sent nothing yet.
-    pub fn new(client: ClientId) -> Assembler {
-        Assembler { client, identity: None, unit: None, cycles: VecDeque::new() }
-    }
-
-    /// The client has said who it is.
-    pub fn set_identity(&mut self, identity: Rc<Identity>) {
-        self.identity = Some(identity);
+    pub fn new(client: ClientId, identity: Rc<Identity>) -> Assembler {
+        Assembler { client, identity, unit: None, cycles: VecDeque::new() }
     }
 
     /// Whether no unit is under way.
@@ -75,14 +71,14 @@ impl Assembler {
     }
 
     /// A cycle begins.
-    pub fn opened(&mut self, cycle: u64, around: &Surroundings<'_>) {
+    pub fn opened(&mut self, cycle: u64, carried: &Carried, around: &Surroundings<'_>) {
         let pending = if !self.cycles.is_empty() {
             // In a pipeline: whose cycle it is shows later.
-            Some(self.content(around, true))
+            Some(self.content(carried, around, true))
         } else {
             if self.unit.is_none() {
                 let exposed = around.mirrors.expose(around.random);
-                let content = self.content(around, !exposed.is_empty());
+                let content = self.content(carried, around, !exposed.is_empty());
                 self.unit = Some(Open { exposed, content });
             }
             None
@@ -121,6 +117,13 @@ impl Assembler {
         }
     }
 
+    /// The newest cycle makes or closes a named statement.
+    pub fn named(&mut self) {
+        if let Some(draft) = self.newest().and_then(|content| content.draft.as_mut()) {
+            draft.outcome.named = true;
+        }
+    }
+
     /// A statement of this cycle has ended.
     pub fn statement_done(&mut self, cycle: u64, outcome: &StatementOutcome) {
         let at = self.cycles.iter_mut().find(|waiting| waiting.number >= cycle);
@@ -129,12 +132,17 @@ impl Assembler {
             None => self.unit.as_mut().map(|unit| &mut unit.content),
         };
         if let Some(draft) = content.and_then(|content| content.draft.as_mut()) {
-            draft.outcome.statements.push(*outcome);
+            draft.outcome.result.push(outcome);
         }
     }
 
-    /// ReadyForQuery. Returns whether a unit ended with it.
-    pub fn cycle_done(&mut self, done: &CycleDone, around: &Surroundings<'_>) -> bool {
+    /// ReadyForQuery. The client's session state is taken from `carried` where it ends a unit; returns whether it does.
+    pub fn cycle_done(
+        &mut self,
+        done: &CycleDone,
+        carried: &mut Carried,
+        around: &Surroundings<'_>,
+    ) -> bool {
         while self.cycles.front().is_some_and(|cycle| cycle.number <= done.cycle) {
             let Some(cycle) = self.cycles.pop_front() else { break };
             if let Some(content) = cycle.pending {
@@ -143,14 +151,19 @@ impl Assembler {
         }
         if let Some(unit) = &mut self.unit {
             if let Some(draft) = &mut unit.content.draft {
-                draft.outcome.cycles += 1;
+                draft.outcome.result.status = done.status;
                 cut(draft, done.unfinished);
             }
         }
-        if done.status != TxStatus::Idle {
+        let ended = done.status == TxStatus::Idle;
+        carried.settle(done, ended);
+        if !ended {
             return false;
         }
-        let Some(unit) = self.unit.take() else { return false };
+        let Some(mut unit) = self.unit.take() else { return false };
+        if let Some(draft) = &mut unit.content.draft {
+            draft.outcome.after = carried.state();
+        }
         self.close(unit, around);
         true
     }
@@ -190,7 +203,10 @@ impl Assembler {
                     group.offset += offset;
                     draft.groups.push(group);
                 }
-                draft.outcome.statements.append(&mut more.outcome.statements);
+                for statement in more.outcome.result.statements() {
+                    draft.outcome.result.push(statement);
+                }
+                draft.outcome.named |= more.outcome.named;
                 around.mirrors.units.discard(more);
             }
             (_, more) => {
@@ -215,10 +231,11 @@ impl Assembler {
         }
     }
 
-    fn content(&self, around: &Surroundings<'_>, wanted: bool) -> Content {
+    fn content(&self, carried: &Carried, around: &Surroundings<'_>, wanted: bool) -> Content {
         let draft = wanted.then(|| {
             let mut draft = around.mirrors.units.draft(self.client, around.now_ns);
-            draft.outcome.identity = self.identity.clone();
+            draft.outcome.identity = Some(self.identity.clone());
+            carried.note_begin(&mut draft.outcome);
             draft
         });
         Content { class: Class::NONE, draft, oversize: false }

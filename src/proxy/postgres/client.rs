@@ -8,6 +8,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use super::assembler::{Assembler, Surroundings};
+use super::carried::Carried;
 use super::handshake::{self, Hello, Refusal};
 use super::outcome::Identity;
 use super::{SharedSource, Source};
@@ -101,6 +102,9 @@ struct PgSession {
     id: ClientId,
     tracker: RefCell<Tracker>,
     assembler: RefCell<Assembler>,
+    carried: RefCell<Carried>,
+    /// Whether the source has mirrors; without them nothing is collected.
+    mirrored: bool,
     /// Whether the streams are still understood.
     followed: Cell<bool>,
     cancel_key: RefCell<Option<(u32, Box<[u8]>)>>,
@@ -125,11 +129,8 @@ impl PgSession {
         let mirrored = !source.mirrors.is_empty();
         tracker.set_capture(mirrored);
         tracker.set_digest(mirrored && source.mirrors.compares_rows());
-        let mut assembler = Assembler::new(id);
-        assembler.set_identity(Rc::new(Identity {
-            startup: hello.startup.clone(),
-            user: String::from_utf8_lossy(hello.startup.user().unwrap_or_default()).into_owned(),
-        }));
+        let user = String::from_utf8_lossy(hello.startup.user().unwrap_or_default()).into_owned();
+        let assembler = Assembler::new(id, Rc::new(Identity { user }));
         source.metrics.active_clients.add(1);
         let session = Rc::new(PgSession {
             context: context.clone(),
@@ -138,6 +139,8 @@ impl PgSession {
             id,
             tracker: RefCell::new(tracker),
             assembler: RefCell::new(assembler),
+            carried: RefCell::new(Carried::new(&hello.startup)),
+            mirrored,
             followed: Cell::new(true),
             cancel_key: RefCell::default(),
             began_ns: Cell::new(0),
@@ -190,28 +193,37 @@ impl PgSession {
     fn from_client(&self, chunk: &Chunk) {
         let around = self.surroundings();
         let mut assembler = self.assembler.borrow_mut();
-        let mirrored = !self.source.mirrors.is_empty();
+        let mut carried = self.carried.borrow_mut();
+        let mirrored = self.mirrored;
+        let mut newest = 0;
         let result = self.tracker.borrow_mut().client(chunk, &mut |event| match event {
             ClientEvent::Opened { cycle } => {
                 if assembler.is_quiet() {
                     self.began_ns.set(around.now_ns);
                 }
-                assembler.opened(cycle, &around);
+                newest = cycle;
+                assembler.opened(cycle, &carried, &around);
             }
-            ClientEvent::Bytes { range, .. } if mirrored => {
+            ClientEvent::Bytes { range, cycle, .. } if mirrored => {
+                newest = cycle;
                 assembler.bytes(&chunk.slice(range), &around);
             }
             ClientEvent::Statement(text) => {
                 let class = match text.truncated {
-                    true => Class::UNKNOWN,
-                    false => classify(text.sql),
+                    true => sql::Class::UNKNOWN,
+                    false => sql::classify(text.sql),
                 };
-                assembler.statement(text.sql, class);
+                carried.statement(text.sql, class);
+                assembler.statement(text.sql, engine_class(class));
+            }
+            ClientEvent::Named(named) => {
+                carried.named(&named, newest);
+                assembler.named();
             }
             _ => {}
         });
         if let Err(violation) = result {
-            drop(assembler);
+            drop((assembler, carried));
             self.lose_track(&violation);
         }
     }
@@ -219,12 +231,17 @@ impl PgSession {
     fn from_primary(&self, chunk: &Chunk) {
         let around = self.surroundings();
         let mut assembler = self.assembler.borrow_mut();
+        let mut carried = self.carried.borrow_mut();
         let result = self.tracker.borrow_mut().server(chunk, &mut |event| match event {
             ServerEvent::BackendKey { pid, key } => {
                 self.shared.cancels.insert(pid, key, &self.source.database.endpoint);
                 *self.cancel_key.borrow_mut() = Some((pid, key.into()));
             }
+            ServerEvent::ParameterStatus { name, value } if self.mirrored => {
+                carried.parameter_status(name, value);
+            }
             ServerEvent::StatementDone { cycle, outcome } => {
+                carried.statement_done(outcome);
                 if let Some(code) = outcome.sqlstate() {
                     let word = metrics::ErrorWord::of_sqlstate(code.as_str().as_bytes());
                     self.source.metrics.errors.count(word);
@@ -232,7 +249,7 @@ impl PgSession {
                 assembler.statement_done(cycle, outcome);
             }
             ServerEvent::CycleDone(done) => {
-                if assembler.cycle_done(&done, &around) {
+                if assembler.cycle_done(&done, &mut carried, &around) {
                     self.source.metrics.requests.add(1);
                     let latency = around.now_ns.saturating_sub(self.began_ns.get());
                     self.source.metrics.latency.record(latency);
@@ -242,7 +259,7 @@ impl PgSession {
             _ => {}
         });
         if let Err(violation) = result {
-            drop(assembler);
+            drop((assembler, carried));
             self.lose_track(&violation);
         }
     }
@@ -301,18 +318,17 @@ impl Drop for PgSession {
     }
 }
 
-/// What the units of this text may do, for the levels.
-fn classify(text: &[u8]) -> Class {
-    let found = sql::classify(text);
+/// What a text may do, in the engine's terms.
+fn engine_class(found: sql::Class) -> Class {
     let mut class = Class::NONE;
-    for (bit, here) in [
-        (Class::READS, found.reads()),
-        (Class::WRITES, found.writes()),
-        (Class::DDL, found.ddl()),
-        (Class::UNKNOWN, found.unknown()),
+    for (theirs, ours) in [
+        (sql::Class::READS, Class::READS),
+        (sql::Class::WRITES, Class::WRITES),
+        (sql::Class::DDL, Class::DDL),
+        (sql::Class::UNKNOWN, Class::UNKNOWN),
     ] {
-        if here {
-            class |= bit;
+        if found.intersects(theirs) {
+            class |= ours;
         }
     }
     class

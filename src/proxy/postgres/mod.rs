@@ -2,8 +2,11 @@
 
 mod assembler;
 mod cancel;
+mod carried;
 mod client;
 mod handshake;
+mod connection;
+mod judge;
 mod mirror;
 mod outcome;
 

@@ -1,18 +1,16 @@
-//! What a unit carries besides its bytes: who sent it and what the primary made of it.
+//! What a unit carries besides its bytes: who sent it, in what session, and what the primary made of it.
 
 use std::rc::Rc;
 
-use smallvec::SmallVec;
-
 use crate::mirror::unit::Outcome;
-use crate::protocol::postgres::startup::StartupMessage;
+use crate::protocol::postgres::compare::UnitOutcome;
+use crate::protocol::postgres::session::SessionState;
+use crate::protocol::postgres::statements::Snapshot;
 use crate::protocol::postgres::tracker::StatementOutcome;
 
-/// Who a client is: what a mirror connection must be like to run its units.
+/// Who a client is, for the mirrors' logins.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The startup packet as the client sent it.
-    pub startup: StartupMessage,
     /// The user, as text for config look-ups.
     pub user: String,
 }
@@ -20,14 +18,20 @@ pub struct Identity {
 /// The primary's side of a unit.
 #[derive(Debug, Default)]
 pub struct PostgresOutcome {
-    /// Whose unit it is; set when the unit begins.
+    /// Whose unit it is.
     pub identity: Option<Rc<Identity>>,
-    /// How each statement ended.
-    pub statements: SmallVec<[StatementOutcome; 2]>,
+    /// The client's session when the unit began …
+    pub before: Rc<SessionState>,
+    /// … and when it ended.
+    pub after: Rc<SessionState>,
+    /// The client's named statements when the unit began.
+    pub names: Snapshot,
+    /// Whether the unit names prepared statements, so that its bytes must be renamed for a shared connection.
+    pub named: bool,
+    /// How the statements ended.
+    pub result: UnitOutcome,
     /// The first statement's text, truncated, for divergence records.
     pub text: String,
-    /// Requests the primary answered with ReadyForQuery.
-    pub cycles: u32,
 }
 
 /// Longest statement text that a unit keeps for divergence records, in bytes.
@@ -35,17 +39,13 @@ pub const TEXT_MAX: usize = 256;
 
 impl Outcome for PostgresOutcome {
     fn reset(&mut self) {
-        self.identity = None;
-        self.statements.clear();
-        self.text.clear();
-        self.cycles = 0;
+        let mut text = std::mem::take(&mut self.text);
+        text.clear();
+        *self = PostgresOutcome { text, ..PostgresOutcome::default() };
     }
 
     fn held_bytes(&self) -> usize {
-        let statements = match self.statements.spilled() {
-            true => self.statements.capacity() * size_of::<StatementOutcome>(),
-            false => 0,
-        };
+        let statements = self.result.statements().len() * size_of::<StatementOutcome>();
         statements + self.text.capacity()
     }
 }

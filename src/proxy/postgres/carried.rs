@@ -1,0 +1,97 @@
+//! What later units of a client need of earlier ones: its session's settings and its named statements.
+
+use std::rc::Rc;
+
+use super::outcome::PostgresOutcome;
+use crate::protocol::postgres::session::SessionState;
+use crate::protocol::postgres::sql;
+use crate::protocol::postgres::startup::StartupMessage;
+use crate::protocol::postgres::statements::ClientStatements;
+use crate::protocol::postgres::tracker::{CycleDone, Ending, Named, StatementOutcome};
+
+/// The carried state of one client.
+pub(super) struct Carried {
+    state: Rc<SessionState>,
+    statements: ClientStatements,
+    /// Something waits for the unit's end to take effect.
+    unsettled: bool,
+    /// The last statement of the unit so far undid it.
+    undone: bool,
+    ever_named: bool,
+}
+
+impl Carried {
+    pub fn new(startup: &StartupMessage) -> Carried {
+        Carried {
+            state: Rc::new(SessionState::from_startup(startup)),
+            statements: ClientStatements::default(),
+            unsettled: false,
+            undone: false,
+            ever_named: false,
+        }
+    }
+
+    /// The server reports a setting.
+    pub fn parameter_status(&mut self, name: &[u8], value: &[u8]) {
+        Rc::make_mut(&mut self.state).parameter_status(name, value);
+    }
+
+    /// The client sent this text.
+    pub fn statement(&mut self, text: &[u8], class: sql::Class) {
+        let concerns = sql::Class::SESSION
+            | sql::Class::DEALLOCATES
+            | sql::Class::SAVEPOINT
+            | sql::Class::ROLLBACK
+            | sql::Class::UNKNOWN;
+        let in_question = class.intersects(concerns) || self.unsettled;
+        if in_question {
+            Rc::make_mut(&mut self.state).observe(text);
+            self.unsettled = true;
+        }
+        if class.intersects(sql::Class::DEALLOCATES) {
+            // Which ones is not looked into: those that are still there are prepared anew where they are needed.
+            self.statements.clear();
+        }
+    }
+
+    /// The client made or closed a named statement.
+    pub fn named(&mut self, named: &Named<'_>, cycle: u64) {
+        self.ever_named = true;
+        self.statements.observe(named, cycle);
+    }
+
+    /// A statement has ended.
+    pub fn statement_done(&mut self, outcome: &StatementOutcome) {
+        self.undone = match outcome.ending {
+            Ending::Error(_) => true,
+            Ending::Complete(tag) => tag.as_str() == "ROLLBACK",
+        };
+    }
+
+    /// ReadyForQuery; `unit_ended`: outside a transaction.
+    pub fn settle(&mut self, done: &CycleDone, unit_ended: bool) {
+        if self.ever_named {
+            self.statements.settle(done);
+        }
+        if unit_ended {
+            if std::mem::take(&mut self.unsettled) {
+                Rc::make_mut(&mut self.state).settle(!self.undone);
+            }
+            self.undone = false;
+        }
+    }
+
+    /// The session as it is now.
+    pub fn state(&self) -> Rc<SessionState> {
+        self.state.clone()
+    }
+
+    /// Notes in a unit that begins what it begins with.
+    pub fn note_begin(&self, outcome: &mut PostgresOutcome) {
+        outcome.before = self.state.clone();
+        if self.ever_named {
+            outcome.names = self.statements.snapshot();
+            outcome.named = true;
+        }
+    }
+}
