@@ -14,3 +14,10 @@ pub const RESP_INLINE_BYTES_MAX: u32 = 64 << 10;
 pub const RESP_ARGS_UNAUTHENTICATED_MAX: u32 = 10;
 /// One argument before AUTH: 16 KiB.
 pub const RESP_BULK_BYTES_UNAUTHENTICATED_MAX: u64 = 16 << 10;
+
+// --- Comparison of replies.
+
+/// How far two TTL replies may lie apart: the mirror answers a moment later, and both servers round.
+pub const COMPARE_TTL_TOLERANCE_SECONDS: u64 = 1;
+/// How far two PTTL replies may lie apart.
+pub const COMPARE_TTL_TOLERANCE_MILLIS: u64 = 1000;
