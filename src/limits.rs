@@ -126,3 +126,9 @@ pub const DIVERGENCE_LOG_INTERVAL_NS: u64 = 5_000_000_000;
 
 /// Things that a rate limit tells apart: 32 bytes each.
 pub const RATE_LIMIT_LEN_MAX: usize = 10_000;
+// --- Comparison of replies.
+
+/// How far two TTL replies may lie apart: the mirror answers a moment later, and both servers round.
+pub const COMPARE_TTL_TOLERANCE_SECONDS: u64 = 1;
+/// How far two PTTL replies may lie apart.
+pub const COMPARE_TTL_TOLERANCE_MILLIS: u64 = 1000;
