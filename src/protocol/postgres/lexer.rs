@@ -87,9 +87,8 @@ impl<'a> Lexer<'a> {
         self.at += 1;
         while self.at < self.sql.len() {
             let byte = self.peek(0);
-            if byte == b'\\' && escapes {
-                self.at += 2;
-            } else if byte == quote && self.peek(1) == quote {
+            let escaped = byte == b'\\' && escapes;
+            if escaped || byte == quote && self.peek(1) == quote {
                 self.at += 2;
             } else {
                 self.at += 1;

@@ -10,6 +10,7 @@ pub mod framer;
 pub mod lexer;
 pub mod login;
 pub mod replay;
+pub mod session;
 pub mod sql;
 pub mod startup;
 pub mod statements;

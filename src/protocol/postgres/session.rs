@@ -99,7 +99,8 @@ impl SessionState {
 
     fn base_setting(&mut self, name: &[u8], value: &[u8]) {
         if self.base.len() < ENTRIES_MAX {
-            self.base.insert(name.to_ascii_lowercase(), Setting::Value(value.to_vec()));
+            self.base
+                .insert(name.to_ascii_lowercase(), Setting::Value(value.to_vec()));
         }
     }
 
@@ -109,7 +110,10 @@ impl SessionState {
         let mut bytes = text.iter();
         while let Some(&byte) = bytes.next() {
             match byte {
-                b'\\' => words.last_mut().into_iter().for_each(|w| w.extend(bytes.next())),
+                b'\\' => words
+                    .last_mut()
+                    .into_iter()
+                    .for_each(|w| w.extend(bytes.next())),
                 b' ' | b'\t' | b'\n' | b'\r' => words.push(Vec::new()),
                 _ => words.last_mut().into_iter().for_each(|w| w.push(byte)),
             }
@@ -126,8 +130,10 @@ impl SessionState {
                 _ => continue,
             };
             if let Some(at) = memchr::memchr(b'=', setting) {
-                let name: Vec<u8> =
-                    setting[..at].iter().map(|b| if *b == b'-' { b'_' } else { *b }).collect();
+                let name: Vec<u8> = setting[..at]
+                    .iter()
+                    .map(|b| if *b == b'-' { b'_' } else { *b })
+                    .collect();
                 self.base_setting(&name, &setting[at + 1..]);
             }
         }
@@ -135,7 +141,9 @@ impl SessionState {
 
     /// The server reports a setting.
     pub fn parameter_status(&mut self, name: &[u8], value: &[u8]) {
-        let known = REPORTED.iter().find(|known| name.eq_ignore_ascii_case(known.as_bytes()));
+        let known = REPORTED
+            .iter()
+            .find(|known| name.eq_ignore_ascii_case(known.as_bytes()));
         if let Some(known) = known {
             self.values.reported.insert(known, value.to_vec());
         }
@@ -327,7 +335,12 @@ impl SessionState {
             }
         }
         for (name, value) in &self.values.reported {
-            if have.values.reported.get(name).is_some_and(|theirs| theirs != value) {
+            if have
+                .values
+                .reported
+                .get(name)
+                .is_some_and(|theirs| theirs != value)
+            {
                 out.push(set_config(name.as_bytes(), value));
             }
         }
@@ -368,7 +381,10 @@ impl SessionState {
 
 impl Change {
     fn outlives_rollback(&self) -> bool {
-        matches!(self, Self::Prepare(..) | Self::Deallocate(_) | Self::DiscardAll)
+        matches!(
+            self,
+            Self::Prepare(..) | Self::Deallocate(_) | Self::DiscardAll
+        )
     }
 }
 
@@ -509,14 +525,20 @@ mod tests {
     }
 
     fn diff(want: &SessionState, have: &SessionState) -> Vec<String> {
-        want.diff(have).into_iter().map(|sql| String::from_utf8(sql).unwrap()).collect()
+        want.diff(have)
+            .into_iter()
+            .map(|sql| String::from_utf8(sql).unwrap())
+            .collect()
     }
 
     #[test]
     fn startup_parameters_and_options_are_brought_over_quoted() {
         let want = client(&[
             ("application_name", "o'hara\\"),
-            ("options", "-c search_path=a\\ b,c --work-mem=4MB -cgeqo=off"),
+            (
+                "options",
+                "-c search_path=a\\ b,c --work-mem=4MB -cgeqo=off",
+            ),
         ]);
         assert_eq!(
             diff(&want, &SessionState::default()),
@@ -535,15 +557,26 @@ mod tests {
     #[test]
     fn a_set_is_repeated_word_for_word_and_undone_by_reset() {
         let mut want = SessionState::default();
-        run(&mut want, "SET statement_timeout TO '5s'; set my.Var = 'x'", true);
+        run(
+            &mut want,
+            "SET statement_timeout TO '5s'; set my.Var = 'x'",
+            true,
+        );
         let mut have = SessionState::default();
-        assert_eq!(diff(&want, &have), ["set my.Var = 'x'", "SET statement_timeout TO '5s'"]);
+        assert_eq!(
+            diff(&want, &have),
+            ["set my.Var = 'x'", "SET statement_timeout TO '5s'"]
+        );
         have.adopt(&want);
         assert_eq!(
             diff(&SessionState::default(), &have),
             ["RESET \"my\".\"var\"", "RESET \"statement_timeout\""]
         );
-        run(&mut want, "reset statement_timeout; set my.var to default", true);
+        run(
+            &mut want,
+            "reset statement_timeout; set my.var to default",
+            true,
+        );
         assert!(diff(&want, &SessionState::default()).is_empty());
     }
 
@@ -570,7 +603,11 @@ mod tests {
         let mut have = SessionState::default();
         assert_eq!(
             diff(&want, &have),
-            ["LISTEN \"My Chan\"", "prepare p as select 1", "set role bob"]
+            [
+                "LISTEN \"My Chan\"",
+                "prepare p as select 1",
+                "set role bob"
+            ]
         );
         have.adopt(&want);
         assert_eq!(

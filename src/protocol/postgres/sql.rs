@@ -515,8 +515,8 @@ struct Normal {
 
 impl Normal {
     fn push(&mut self, piece: &[u8], op: bool) {
-        let space =
-            !self.glued && !(op && matches!(piece, b")" | b"," | b"." | b";" | b":" | b"("));
+        let follows = op && matches!(piece, b")" | b"," | b"." | b";" | b":" | b"(");
+        let space = !(self.glued || follows);
         for part in [if space { &b" "[..] } else { b"" }, piece] {
             self.hash.update(part);
             let room = FINGERPRINT_TEXT_MAX - self.text.len();

@@ -75,8 +75,11 @@ pub struct StartupMessage {
     pub major: u16,
     /// 0 or 2; anything else is for the server to negotiate.
     pub minor: u16,
-    params: Vec<(Vec<u8>, Vec<u8>)>,
+    params: Params,
 }
+
+/// Names and values.
+type Params = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// Why a first packet is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -196,7 +199,7 @@ fn parse_packet(packet: &[u8]) -> Result<First, StartupError> {
 }
 
 /// Pairs of zero-terminated strings, then one zero byte that must be the last.
-fn parse_params(mut rest: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StartupError> {
+fn parse_params(mut rest: &[u8]) -> Result<Params, StartupError> {
     let mut params = Vec::new();
     loop {
         let (name, tail) = split_cstr(rest).ok_or(StartupError::NoTerminator)?;

@@ -220,6 +220,7 @@ pub fn rewrite_unit<'a>(
         own: HashMap::new(),
         first: Vec::new(),
         prepared: Vec::new(),
+        used: Vec::new(),
         unknown: false,
     };
     let mut framer = MessageFramer::client();
@@ -260,6 +261,8 @@ struct Writer<'n> {
     own: HashMap<Vec<u8>, Option<StatementId>>,
     first: Vec<u8>,
     prepared: Vec<StatementId>,
+    /// Statements that the unit's messages name.
+    used: Vec<StatementId>,
     unknown: bool,
 }
 
@@ -325,6 +328,7 @@ impl Writer<'_> {
                 statement.id
             }
         };
+        self.note_used(id);
         let body = [head, mirror_name(id).as_bytes(), b"\0", rest].concat();
         let out = self.out.get_or_insert_with(|| before.to_vec());
         push_message(out, tag, &body);
@@ -335,15 +339,17 @@ impl Writer<'_> {
         if !self.prepared.contains(&id) {
             self.prepared.push(id);
         }
+        self.note_used(id);
+    }
+
+    fn note_used(&mut self, id: StatementId) {
+        if !self.used.contains(&id) {
+            self.used.push(id);
+        }
     }
 
     /// Closes the oldest statements of the connection that this unit does not need, to make room.
     fn evict(&mut self) -> Vec<StatementId> {
-        let used = |id: &StatementId| {
-            self.prepared.contains(id)
-                || self.own.values().any(|own| own.as_ref() == Some(id))
-                || self.names.values().any(|statement| statement.id == *id)
-        };
         let new = self
             .prepared
             .iter()
@@ -357,7 +363,7 @@ impl Writer<'_> {
             .conn
             .have
             .iter()
-            .filter(|id| !used(id))
+            .filter(|id| !self.used.contains(id))
             .take(over)
             .copied()
             .collect();

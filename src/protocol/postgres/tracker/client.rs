@@ -9,6 +9,7 @@ use super::{
 /// A stretch of one cycle's bytes that has not been reported yet.
 #[derive(Default)]
 struct Span {
+    cycle: u64,
     start: usize,
     end: usize,
 }
@@ -65,6 +66,7 @@ impl Tracker {
                 }
                 _ => {
                     if span.start == span.end {
+                        span.cycle = self.cycles.newest();
                         span.start = at;
                     }
                     span.end = end;
@@ -106,7 +108,7 @@ impl Tracker {
     fn flush(&mut self, span: &mut Span, closes: bool, on: Sink<'_>) {
         if span.start < span.end {
             on(ClientEvent::Bytes {
-                cycle: self.cycles.newest(),
+                cycle: span.cycle,
                 range: span.start..span.end,
                 opens: std::mem::take(&mut self.client.opening),
                 closes,

@@ -297,3 +297,14 @@ fn replication_is_not_tracked() {
     tracker.client(b"\xff\xff", &mut |_| panic!()).unwrap();
     tracker.server(b"\xff\xff", &mut |_| panic!()).unwrap();
 }
+
+#[test]
+fn copy_data_appended_before_a_new_cycle_stays_with_the_old_one() {
+    let mut s = Script::new();
+    s.client(&query("copy t from stdin"));
+    let bytes = [message(b'd', b"1\n"), message(b'c', b""), query("x")].concat();
+    assert_eq!(
+        s.client(&bytes),
+        ["bytes 1 12", "opened 2", "sql x", "bytes 2 7 opens closes"]
+    );
+}

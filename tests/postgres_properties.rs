@@ -1,0 +1,309 @@
+//! Properties of the Postgres parsers: any cut of a stream reads the same, a naive parser and `postgres-protocol` agree, and
+//! no bytes make them panic.
+
+use std::ops::Range;
+
+use bytes::BytesMut;
+use parhelion::protocol::postgres::framer::MessageFramer;
+use parhelion::protocol::postgres::login::{Login, LoginParams};
+use parhelion::protocol::postgres::replay::Replay;
+use parhelion::protocol::postgres::session::SessionState;
+use parhelion::protocol::postgres::startup::parse_first;
+use parhelion::protocol::postgres::statements::{ConnStatements, Names, rewrite_unit};
+use parhelion::protocol::postgres::tracker::{ClientEvent, ServerEvent, Tracker};
+use parhelion::protocol::postgres::{lexer, sql};
+use postgres_protocol::message::backend::Message;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+    let mut out = vec![tag];
+    out.extend((body.len() as u32 + 4).to_be_bytes());
+    out.extend_from_slice(body);
+    out
+}
+
+fn client_message() -> impl Strategy<Value = Vec<u8>> {
+    let body = vec(any::<u8>(), 0..80);
+    prop_oneof![
+        "[a-z ;']{0,40}".prop_map(|sql| message(b'Q', format!("{sql}\0").as_bytes())),
+        ("[a-c]?", "[a-z $1]{0,20}")
+            .prop_map(|(name, sql)| message(b'P', format!("{name}\0{sql}\0\0\0").as_bytes())),
+        "[a-c]?".prop_map(|name| message(b'B', format!("\0{name}\0\0\0\0\0\0\0").as_bytes())),
+        "[a-c]?".prop_map(|name| message(b'D', format!("S{name}\0").as_bytes())),
+        "[a-c]?".prop_map(|name| message(b'C', format!("S{name}\0").as_bytes())),
+        Just(message(b'E', b"\0\0\0\0\0")),
+        Just(message(b'S', b"")),
+        Just(message(b'H', b"")),
+        body.prop_map(|body| message(b'd', &body)),
+        Just(message(b'c', b"")),
+        Just(message(b'f', b"no\0")),
+    ]
+}
+
+fn server_message() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        4 => vec(any::<u8>(), 0..60).prop_map(|value| {
+            let mut body = vec![0, 1];
+            body.extend((value.len() as u32).to_be_bytes());
+            body.extend(value);
+            message(b'D', &body)
+        }),
+        1 => "[a-z]{1,9}".prop_map(|name| {
+            let mut body = vec![0, 1];
+            body.extend(name.as_bytes());
+            body.extend([0; 7]);
+            body.extend([0, 0, 0, 23, 0, 4, 0xff, 0xff, 0xff, 0xff, 0, 0]);
+            message(b'T', &body)
+        }),
+        2 => "(SELECT|UPDATE) [0-9]{1,3}".prop_map(|tag| message(b'C', format!("{tag}\0").as_bytes())),
+        1 => "[0-9A-Z]{5}".prop_map(|code| {
+            message(b'E', format!("SERROR\0VERROR\0C{code}\0Mtext\0\0").as_bytes())
+        }),
+        1 => Just(message(b'N', b"SNOTICE\0C00000\0Mx\0\0")),
+        1 => Just(message(b'A', b"\0\0\0\x07chan\0pay\0")),
+        1 => Just(message(b'S', b"TimeZone\0UTC\0")),
+        1 => Just(message(b'1', b"")),
+        1 => Just(message(b'2', b"")),
+        1 => Just(message(b'n', b"")),
+        1 => Just(message(b'G', b"\0\0\0")),
+        2 => prop_oneof![Just(b"I"), Just(b"T"), Just(b"E")].prop_map(|status| message(b'Z', status)),
+    ]
+}
+
+/// Cuts a stream at the given places, taken modulo its length.
+fn pieces(len: usize, cuts: &[usize]) -> Vec<Range<usize>> {
+    let mut at: Vec<usize> = cuts.iter().map(|cut| cut % (len + 1)).collect();
+    at.extend([0, len]);
+    at.sort_unstable();
+    at.windows(2).map(|pair| pair[0]..pair[1]).collect()
+}
+
+/// What a tracker says of a client stream, with adjacent ranges joined so that cuts do not show.
+fn read_client(tracker: &mut Tracker, bytes: &[u8], cuts: &[usize]) -> Vec<String> {
+    let mut log: Vec<String> = Vec::new();
+    let mut run: Option<(String, Range<usize>, bool, bool)> = None;
+    for piece in pieces(bytes.len(), cuts) {
+        let base = piece.start;
+        let result = tracker.client(&bytes[piece], &mut |event| {
+            let (name, range, opens, closes) = match event {
+                ClientEvent::Bytes {
+                    cycle,
+                    range,
+                    opens,
+                    closes,
+                } => (format!("cycle {cycle}"), range, opens, closes),
+                ClientEvent::Stray { range } => ("stray".into(), range, false, false),
+                ClientEvent::Password { range } => ("password".into(), range, false, false),
+                ClientEvent::Terminate { range } => ("terminate".into(), range, false, false),
+                other => return log.push(format!("{other:?}")),
+            };
+            let range = base + range.start..base + range.end;
+            match &mut run {
+                Some((have, open, _, closed)) if *have == name && open.end == range.start => {
+                    open.end = range.end;
+                    *closed |= closes;
+                }
+                _ => {
+                    log.extend(run.take().map(|run| format!("{run:?}")));
+                    run = Some((name, range, opens, closes));
+                }
+            }
+        });
+        if let Err(error) = result {
+            log.push(error.to_string());
+            break;
+        }
+    }
+    log.extend(run.map(|run| format!("{run:?}")));
+    log.sort();
+    log
+}
+
+fn read_server(tracker: &mut Tracker, bytes: &[u8], cuts: &[usize]) -> Vec<String> {
+    let mut log = Vec::new();
+    for piece in pieces(bytes.len(), cuts) {
+        let result = tracker.server(&bytes[piece], &mut |event| log.push(format!("{event:?}")));
+        if let Err(error) = result {
+            log.push(error.to_string());
+            break;
+        }
+    }
+    log
+}
+
+fn tracker() -> Tracker {
+    let mut tracker = Tracker::new_ready();
+    tracker.set_digest(true);
+    tracker
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn any_cut_of_both_streams_gives_the_same_events(
+        client in vec(client_message(), 0..30),
+        server in vec(server_message(), 0..40),
+        cuts in vec(any::<usize>(), 0..40),
+    ) {
+        let (client, server) = (client.concat(), server.concat());
+        let (mut whole, mut cut) = (tracker(), tracker());
+        prop_assert_eq!(
+            read_client(&mut whole, &client, &[]),
+            read_client(&mut cut, &client, &cuts)
+        );
+        let read = read_server(&mut whole, &server, &[]);
+        prop_assert_eq!(&read, &read_server(&mut cut, &server, &cuts));
+        prop_assert_eq!(whole.outstanding(), cut.outstanding());
+        if read.last().is_some_and(|last| last.starts_with("server: ")) {
+            // Behind a violation there is nothing to agree about.
+            return Ok(());
+        }
+        prop_assert_eq!(whole.idle(), cut.idle());
+    }
+
+    #[test]
+    fn the_framer_a_naive_parser_and_postgres_protocol_agree(
+        server in vec(server_message(), 0..40),
+        cuts in vec(any::<usize>(), 0..40),
+    ) {
+        let bytes = server.concat();
+        let mut naive = Vec::new();
+        let mut rest = bytes.as_slice();
+        while rest.len() >= 5 {
+            let len = u32::from_be_bytes([rest[1], rest[2], rest[3], rest[4]]) as usize;
+            naive.push((rest[0], len - 4));
+            rest = &rest[1 + len..];
+        }
+        let mut framer = MessageFramer::server();
+        let mut framed = Vec::new();
+        for piece in pieces(bytes.len(), &cuts) {
+            let mut input = &bytes[piece];
+            while !input.is_empty() {
+                let advance = framer.advance(input).unwrap();
+                prop_assert!(advance.consumed > 0);
+                if advance.done {
+                    framed.push((framer.tag().unwrap(), framer.body_len().unwrap()));
+                }
+                input = &input[advance.consumed..];
+            }
+        }
+        prop_assert_eq!(&framed, &naive);
+        let (mut library, mut buffer) = (0, BytesMut::from(bytes.as_slice()));
+        while let Some(parsed) = Message::parse(&mut buffer).unwrap() {
+            let tag = naive[library].0;
+            prop_assert_eq!(matches!(parsed, Message::DataRow(_)), tag == b'D');
+            prop_assert_eq!(matches!(parsed, Message::ReadyForQuery(_)), tag == b'Z');
+            library += 1;
+        }
+        prop_assert_eq!(library, naive.len());
+    }
+
+    #[test]
+    fn mutated_streams_and_noise_never_panic(
+        client in vec(client_message(), 0..20),
+        server in vec(server_message(), 0..20),
+        flips in vec((any::<usize>(), any::<u8>()), 0..8),
+        cuts in vec(any::<usize>(), 0..10),
+        noise in vec(any::<u8>(), 0..200),
+    ) {
+        for noisy in [false, true] {
+            let (mut client, mut server) = (client.concat(), server.concat());
+            if noisy {
+                client.clone_from(&noise);
+                server.clone_from(&noise);
+            }
+            for (at, value) in &flips {
+                for bytes in [&mut client, &mut server] {
+                    if !bytes.is_empty() {
+                        let at = at % bytes.len();
+                        bytes[at] = *value;
+                    }
+                }
+            }
+            for mut tracker in [Tracker::new(false), tracker()] {
+                read_client(&mut tracker, &client, &cuts);
+                read_server(&mut tracker, &server, &cuts);
+                read_client(&mut tracker, &client, &cuts);
+            }
+            let mut replay = Replay::new(true);
+            let mut out = Vec::new();
+            let _ = replay.sent(&client);
+            let _ = replay.finish(&mut out);
+            let _ = replay.receive(&server, &mut out);
+            let params = LoginParams {
+                user: b"u".to_vec(), database: b"d".to_vec(), password: None, extra: Vec::new(),
+            };
+            let _ = Login::new(params).receive(&server, &mut out);
+            let _ = parse_first(&client);
+            let _ = rewrite_unit(&client, &Names::new(), &ConnStatements::default());
+            sql::classify(&client);
+            sql::fingerprint(&client);
+            sql::has_order_by(&client);
+            let mut session = SessionState::default();
+            session.observe(&client);
+            session.settle(true);
+            session.diff(&SessionState::default());
+        }
+    }
+
+    #[test]
+    fn sql_of_any_shape_is_read_to_its_end(text in "[-a-zE$'\"/*;(), .1\\\\\n]{0,80}") {
+        let mut lexer = lexer::Lexer::new(text.as_bytes());
+        let tokens = lexer.by_ref().count();
+        prop_assert!(tokens <= text.len());
+        prop_assert_eq!(lexer.position(), text.len());
+        sql::classify(text.as_bytes());
+        let mut session = SessionState::default();
+        session.observe(text.as_bytes());
+        session.settle(true);
+        session.diff(&SessionState::default());
+    }
+
+    #[test]
+    fn a_rewritten_unit_has_the_same_messages_but_for_names(
+        client in vec(client_message(), 0..20),
+    ) {
+        let unit = client.concat();
+        let rewritten =
+            rewrite_unit(&unit, &Names::new(), &ConnStatements::default()).unwrap();
+        let tags = |bytes: &[u8]| {
+            let (mut framer, mut at, mut tags) = (MessageFramer::client(), 0, Vec::new());
+            while at < bytes.len() {
+                let advance = framer.advance(&bytes[at..]).unwrap();
+                assert!(advance.done);
+                let own_close = framer.tag() == Some(b'C')
+                    && bytes[at + 5..].starts_with(b"Sph_");
+                if !own_close {
+                    tags.push(framer.tag());
+                }
+                at += advance.consumed;
+            }
+            tags
+        };
+        prop_assert_eq!(tags(&rewritten.bytes), tags(&unit));
+    }
+}
+
+#[test]
+fn a_hostile_length_reserves_nothing() {
+    // Each is the largest length that the protocol allows; only the header is ever sent.
+    for tag in [b'Q', b'P'] {
+        let mut tracker = tracker();
+        let header = [&[tag][..], &0x3fff_fffeu32.to_be_bytes()].concat();
+        tracker.client(&header, &mut |_| {}).unwrap();
+        tracker.client(&[b'x'; 100], &mut |_| {}).unwrap();
+        assert!(size_of_val(&tracker) < 1024);
+    }
+    let mut tracker = tracker();
+    tracker.client(&message(b'Q', b"x\0"), &mut |_| {}).unwrap();
+    let mut rows = 0;
+    let header = [&b"D"[..], &0x3fff_fffeu32.to_be_bytes()].concat();
+    tracker
+        .server(&header, &mut |event| {
+            rows += u32::from(matches!(event, ServerEvent::Rows { .. }))
+        })
+        .unwrap();
+    assert_eq!(rows, 0);
+}
