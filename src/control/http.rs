@@ -22,7 +22,7 @@ use super::guard::guard;
 use super::listener::{BoundedListener, Peer};
 use super::state::ControlState;
 use super::{report, view};
-use crate::metrics::{TextFormat, encode};
+use crate::metrics::{COMPAT_TABLE, TABLE, TextFormat, encode_tables};
 
 /// Largest request body: the longest one holds a mode's name.
 const BODY_BYTES_MAX: usize = 4 * 1024;
@@ -126,7 +126,13 @@ async fn metrics(State(state): Shared, headers: HeaderMap) -> Response {
     let accept = headers.get(header::ACCEPT);
     let accept = accept.and_then(|a| a.to_str().ok()).unwrap_or_default();
     let format = TextFormat::negotiate(accept);
-    let text = encode(&state.scrape(), format);
+    let both = [TABLE, COMPAT_TABLE];
+    let tables = if state.compat_metrics() {
+        &both[..]
+    } else {
+        &both[..1]
+    };
+    let text = encode_tables(&state.scrape(), format, tables);
     ([(header::CONTENT_TYPE, format.content_type())], text).into_response()
 }
 

@@ -72,6 +72,21 @@ pub struct CommandTotal {
 /// Empty until the command is seen; then its label and numbers.
 type Slot = OnceLock<(&'static str, Box<CommandMetrics>)>;
 
+impl CommandTotal {
+    /// Adds another source's or mirror's numbers.
+    pub fn merge(&mut self, other: &CommandTotal) {
+        self.ok += other.ok;
+        self.errors += other.errors;
+        self.sum_ns += other.sum_ns;
+        for (mine, theirs) in self.buckets.iter_mut().zip(other.buckets) {
+            *mine += theirs;
+        }
+        for (mine, theirs) in self.divergences.iter_mut().zip(other.divergences) {
+            *mine += theirs;
+        }
+    }
+}
+
 /// The commands of one source or mirror on one core.
 #[derive(Debug)]
 pub struct CommandTable {
