@@ -6,9 +6,6 @@ use super::histogram::LE_BUCKETS_NS;
 use super::mirror::DivergenceKind;
 use crate::mirror::ledger::Counter;
 
-/// Slots for commands. Redis 8 with its bundled modules has about 480 commands; what lies beyond is `other`.
-pub(super) const COMMANDS_MAX: usize = 512;
-
 /// One command against one backend.
 #[derive(Debug, Default)]
 pub struct CommandMetrics {
