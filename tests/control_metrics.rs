@@ -10,7 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use control_support::filled_registry;
-use parhelion::metrics::{Kind, Metric, Protocol, Registry, Scrape, TABLE, TextFormat, encode};
+use parhelion::metrics::{
+    COMPAT_TABLE, DivergenceKind, Kind, Metric, Protocol, Registry, Scrape, TABLE, TextFormat,
+    encode, encode_tables,
+};
 use parhelion::mirror::ledger::{DropReason, Fate};
 
 /// Sample name and label names of a line.
@@ -51,10 +54,16 @@ fn every_exposed_series_is_in_the_table_and_the_other_way_round() {
         .source(0, "prod0", Protocol::Postgres)
         .errors
         .count(None);
+    let redis = registry.mirror(0, "prod1", "next1", Protocol::Redis);
+    redis
+        .commands
+        .at(3, "get")
+        .diverge(DivergenceKind::MigrationGap);
     let scrape = Scrape::take(&registry, "1.2.3", 1.5, true);
-    let expected: BTreeSet<_> = TABLE.iter().flat_map(samples_of).collect();
+    let tables = [TABLE, COMPAT_TABLE];
+    let expected: BTreeSet<_> = tables.into_iter().flatten().flat_map(samples_of).collect();
     for format in [TextFormat::OpenMetrics, TextFormat::Prometheus] {
-        let text = encode(&scrape, format);
+        let text = encode_tables(&scrape, format, &tables);
         let exposed: BTreeSet<_> = text
             .lines()
             .filter(|line| !line.starts_with('#'))

@@ -10,10 +10,10 @@ use ureq::Agent;
 use super::report::{Report, render};
 use super::table::{Table, bytes, count, duration, nanos, printable, share};
 
+use crate::limits::CTL_ANSWER_BYTES_MAX;
+
 /// A reload or drain waits for the cores; longer than `drain_timeout` should be.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
-/// Largest answer read: 50 mirrors with all commands are about 2 MiB.
-const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// What to do.
 #[derive(Clone, Debug, PartialEq, clap::Subcommand)]
@@ -239,7 +239,10 @@ fn answer(
         source: Box::new(source),
     })?;
     let status = response.status().as_u16();
-    let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX);
+    let body = response
+        .body_mut()
+        .with_config()
+        .limit(CTL_ANSWER_BYTES_MAX);
     let value: Value = body.read_json().map_err(|_| CtlError::NotOurs {
         url: url.to_owned(),
     })?;

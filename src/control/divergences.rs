@@ -5,12 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Serialize, Serializer};
 
+use crate::limits::{DIVERGENCE_FIELD_BYTES_MAX, DIVERGENCES_PER_KIND_MAX};
 use crate::metrics::DivergenceKind;
-
-/// Examples kept per kind, so that a loud kind does not push out a rare one.
-const RECORDS_PER_KIND_MAX: usize = 256;
-/// Longest text kept per field: 256 bytes of a value tell what differs.
-const FIELD_BYTES_MAX: usize = 256;
 
 /// One divergence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -87,7 +83,7 @@ impl DivergenceStore {
         inner.sequence += 1;
         let sequence = inner.sequence;
         let kind = &mut inner.kinds[record.kind as usize];
-        if kind.len() == RECORDS_PER_KIND_MAX {
+        if kind.len() == DIVERGENCES_PER_KIND_MAX {
             kind.pop_front();
         }
         kind.push_back((sequence, record));
@@ -129,8 +125,8 @@ impl DivergenceFilter {
 }
 
 fn truncate(text: &mut String) {
-    if text.len() > FIELD_BYTES_MAX {
-        let mut end = FIELD_BYTES_MAX;
+    if text.len() > DIVERGENCE_FIELD_BYTES_MAX {
+        let mut end = DIVERGENCE_FIELD_BYTES_MAX;
         while !text.is_char_boundary(end) {
             end -= 1;
         }
@@ -176,7 +172,7 @@ mod tests {
             store.push(record(DivergenceKind::DataMismatch, "HGET", &i.to_string()));
         }
         let (total, page) = store.query(&DivergenceFilter::default());
-        assert_eq!((total, page.len()), (RECORDS_PER_KIND_MAX + 1, 50));
+        assert_eq!((total, page.len()), (DIVERGENCES_PER_KIND_MAX + 1, 50));
         assert_eq!(page[0].primary, "9999");
         let rare = DivergenceFilter {
             command: Some("get".into()),
@@ -184,6 +180,6 @@ mod tests {
         };
         let (total, page) = store.query(&rare);
         assert_eq!(total, 1);
-        assert!(page[0].primary.len() <= FIELD_BYTES_MAX + '…'.len_utf8());
+        assert!(page[0].primary.len() <= DIVERGENCE_FIELD_BYTES_MAX + '…'.len_utf8());
     }
 }

@@ -22,12 +22,9 @@ use super::guard::guard;
 use super::listener::{BoundedListener, Peer};
 use super::state::ControlState;
 use super::{report, view};
-use crate::metrics::{TextFormat, encode};
+use crate::limits::{CONTROL_BODY_BYTES_MAX, DIVERGENCES_PER_ANSWER_MAX};
+use crate::metrics::{COMPAT_TABLE, TABLE, TextFormat, encode_tables};
 
-/// Largest request body: the longest one holds a mode's name.
-const BODY_BYTES_MAX: usize = 4 * 1024;
-/// Most divergences in one answer.
-const DIVERGENCES_MAX: usize = 1_000;
 /// What requests under way get once the port is asked to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -89,7 +86,7 @@ fn router(state: Arc<ControlState>) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&state), guard))
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(DefaultBodyLimit::max(CONTROL_BODY_BYTES_MAX))
         .with_state(state)
 }
 
@@ -126,7 +123,13 @@ async fn metrics(State(state): Shared, headers: HeaderMap) -> Response {
     let accept = headers.get(header::ACCEPT);
     let accept = accept.and_then(|a| a.to_str().ok()).unwrap_or_default();
     let format = TextFormat::negotiate(accept);
-    let text = encode(&state.scrape(), format);
+    let both = [TABLE, COMPAT_TABLE];
+    let tables = if state.compat_metrics() {
+        &both[..]
+    } else {
+        &both[..1]
+    };
+    let text = encode_tables(&state.scrape(), format, tables);
     ([(header::CONTENT_TYPE, format.content_type())], text).into_response()
 }
 
@@ -161,7 +164,7 @@ async fn databases(State(state): Shared) -> Json<Value> {
 }
 
 async fn divergences(State(state): Shared, Query(mut filter): Query<DivergenceFilter>) -> Response {
-    filter.limit = filter.limit.min(DIVERGENCES_MAX);
+    filter.limit = filter.limit.min(DIVERGENCES_PER_ANSWER_MAX);
     Json(view::divergences(&state, &filter)).into_response()
 }
 

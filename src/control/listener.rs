@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
@@ -15,10 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
-/// Connections at a time: dashboards, a scraper or two, an operator. More wait in the backlog.
-const CONNECTIONS_MAX: usize = 128;
-/// A connection that sends nothing for so long is closed; a dashboard asks every 2 s, a scraper every 60 s at most.
-const SILENCE_MAX: Duration = Duration::from_secs(90);
+use crate::limits::{CONTROL_CONNECTIONS_MAX, CONTROL_SILENCE_MAX};
 
 /// A listener that accepts no more than it can serve.
 #[derive(Debug)]
@@ -32,7 +28,7 @@ impl BoundedListener {
         listener.set_nonblocking(true)?;
         Ok(Self {
             listener: TcpListener::from_std(listener)?,
-            slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            slots: Arc::new(Semaphore::new(CONTROL_CONNECTIONS_MAX)),
         })
     }
 }
@@ -53,7 +49,7 @@ impl Listener for BoundedListener {
         let (stream, addr) = Listener::accept(&mut self.listener).await;
         let io = BoundedStream {
             stream,
-            silence: Box::pin(tokio::time::sleep(SILENCE_MAX)),
+            silence: Box::pin(tokio::time::sleep(CONTROL_SILENCE_MAX)),
             _permit: permit,
         };
         (io, addr)
@@ -89,7 +85,9 @@ impl AsyncRead for BoundedStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if let Poll::Ready(result) = Pin::new(&mut self.stream).poll_read(cx, buf) {
-            self.silence.as_mut().reset(Instant::now() + SILENCE_MAX);
+            self.silence
+                .as_mut()
+                .reset(Instant::now() + CONTROL_SILENCE_MAX);
             return Poll::Ready(result);
         }
         ready!(self.silence.as_mut().poll(cx));
@@ -104,7 +102,9 @@ impl AsyncWrite for BoundedStream {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         if let Poll::Ready(result) = Pin::new(&mut self.stream).poll_write(cx, buf) {
-            self.silence.as_mut().reset(Instant::now() + SILENCE_MAX);
+            self.silence
+                .as_mut()
+                .reset(Instant::now() + CONTROL_SILENCE_MAX);
             return Poll::Ready(result);
         }
         // A reader that stops reading is silent too.

@@ -351,7 +351,8 @@ fn anchor(mirror: &Value) -> String {
 /// UTC, to the second.
 fn date(unix: f64) -> String {
     let at = UNIX_EPOCH + std::time::Duration::from_secs(unix.max(0.0) as u64);
-    humantime::format_rfc3339_seconds(at).to_string()
+    let text = humantime::format_rfc3339_seconds(at).to_string();
+    text.replace('T', " ").replace('Z', " UTC")
 }
 
 /// Text as HTML, in elements and in quoted attributes.

@@ -44,6 +44,7 @@ pub struct ControlState {
     started_at: Instant,
     ready: AtomicBool,
     draining: AtomicBool,
+    compat_metrics: AtomicBool,
 }
 
 impl fmt::Debug for ControlState {
@@ -78,6 +79,7 @@ impl ControlState {
             started_at: Instant::now(),
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            compat_metrics: AtomicBool::new(false),
         }
     }
 
@@ -100,6 +102,16 @@ impl ControlState {
     /// Says that no new clients are taken.
     pub fn set_draining(&self, draining: bool) {
         self.draining.store(draining, Ordering::Release);
+    }
+
+    /// Says whether /metrics carries the `proxy_` names too.
+    pub fn set_compat_metrics(&self, on: bool) {
+        self.compat_metrics.store(on, Ordering::Relaxed);
+    }
+
+    /// Whether /metrics carries the `proxy_` names too.
+    pub fn compat_metrics(&self) -> bool {
+        self.compat_metrics.load(Ordering::Relaxed)
     }
 
     /// Whether new clients are welcome.

@@ -6,9 +6,6 @@ use super::histogram::LE_BUCKETS_NS;
 use super::mirror::DivergenceKind;
 use crate::mirror::ledger::Counter;
 
-/// Slots for commands. Redis 8 with its bundled modules has about 480 commands; what lies beyond is `other`.
-pub(super) const COMMANDS_MAX: usize = 512;
-
 /// One command against one backend.
 #[derive(Debug, Default)]
 pub struct CommandMetrics {
@@ -71,6 +68,21 @@ pub struct CommandTotal {
 
 /// Empty until the command is seen; then its label and numbers.
 type Slot = OnceLock<(&'static str, Box<CommandMetrics>)>;
+
+impl CommandTotal {
+    /// Adds another source's or mirror's numbers.
+    pub fn merge(&mut self, other: &CommandTotal) {
+        self.ok += other.ok;
+        self.errors += other.errors;
+        self.sum_ns += other.sum_ns;
+        for (mine, theirs) in self.buckets.iter_mut().zip(other.buckets) {
+            *mine += theirs;
+        }
+        for (mine, theirs) in self.divergences.iter_mut().zip(other.divergences) {
+            *mine += theirs;
+        }
+    }
+}
 
 /// The commands of one source or mirror on one core.
 #[derive(Debug)]

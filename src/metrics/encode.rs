@@ -43,11 +43,16 @@ impl TextFormat {
     }
 }
 
-/// All metrics as text.
+/// All metrics of [`TABLE`] as text.
 pub fn encode(scrape: &Scrape, format: TextFormat) -> String {
+    encode_tables(scrape, format, &[TABLE])
+}
+
+/// The metrics of these tables as text.
+pub fn encode_tables(scrape: &Scrape, format: TextFormat, tables: &[&'static [Metric]]) -> String {
     // A scrape of 50 mirrors is about 200 KiB; smaller ones grow to less than this is worth.
     let mut text = String::with_capacity(64 * 1024);
-    for metric in TABLE {
+    for metric in tables.iter().copied().flatten() {
         header(&mut text, metric, format);
         (metric.collect)(
             scrape,

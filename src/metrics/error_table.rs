@@ -2,11 +2,9 @@
 
 use std::sync::OnceLock;
 
+use crate::limits::ERROR_CLASSES_MAX;
 use crate::mirror::ledger::Counter;
 
-/// Distinct classes kept; the rest counts as `other`. Postgres has 43 SQLSTATE classes, a mirror in trouble shows
-/// a few; Redis has about 20 error words. A hostile backend cannot grow a series without end.
-pub(super) const CLASSES_MAX: usize = 32;
 /// Longest class kept; longer words count as `other`. Redis' longest is `UNKILLABLE`/`CLUSTERDOWN`.
 const WORD_BYTES_MAX: usize = 15;
 
@@ -60,7 +58,7 @@ impl ErrorWord {
 /// Error counts by class; one writer, any number of readers.
 #[derive(Debug)]
 pub struct ErrorTable {
-    slots: [(OnceLock<ErrorWord>, Counter); CLASSES_MAX],
+    slots: [(OnceLock<ErrorWord>, Counter); ERROR_CLASSES_MAX],
     other: Counter,
 }
 
@@ -125,8 +123,8 @@ mod tests {
         table.for_each(|word, count| seen.push((word.to_owned(), count)));
         assert_eq!(seen[0], ("23".to_owned(), 3));
         assert_eq!(seen[1], ("WRONGTYPE".to_owned(), 1));
-        assert_eq!(seen.len(), CLASSES_MAX + 1);
-        assert_eq!(seen[CLASSES_MAX].0, "other");
+        assert_eq!(seen.len(), ERROR_CLASSES_MAX + 1);
+        assert_eq!(seen[ERROR_CLASSES_MAX].0, "other");
         assert_eq!(table.total(), 1_005);
     }
 }

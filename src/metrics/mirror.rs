@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::Protocol;
-use super::command::{COMMANDS_MAX, CommandTable};
+use super::command::CommandTable;
 use super::error_table::ErrorTable;
 use super::histogram::AtomicHistogram;
+use crate::limits::METRIC_COMMANDS_MAX;
 use crate::mirror::ledger::{Counter, Ledger};
 
 /// How a mirror's answer differed from the primary's.
@@ -265,7 +266,7 @@ impl MirrorSettings {
 
 fn command_slots(protocol: Protocol) -> usize {
     match protocol {
-        Protocol::Redis => COMMANDS_MAX,
+        Protocol::Redis => METRIC_COMMANDS_MAX,
         Protocol::Postgres => 0,
     }
 }

@@ -5,6 +5,7 @@
 //! no read-modify-write instruction on the hot path. Never decides anything about traffic.
 
 mod command;
+mod compat;
 mod core;
 mod encode;
 mod error_table;
@@ -16,8 +17,9 @@ mod table;
 mod totals;
 
 pub use self::command::{CommandMetrics, CommandTable, CommandTotal};
+pub use self::compat::COMPAT_TABLE;
 pub use self::core::{CoreMetrics, ListenerMetrics, RingMetrics};
-pub use self::encode::{TextFormat, encode};
+pub use self::encode::{TextFormat, encode, encode_tables};
 pub use self::error_table::{ErrorTable, ErrorWord};
 pub use self::histogram::{AtomicHistogram, LE_BUCKETS_NS};
 pub use self::mirror::{DivergenceKind, MirrorMetrics, MirrorSettings, SourceMetrics};
