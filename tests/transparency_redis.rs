@@ -2,6 +2,9 @@
 //!
 //! Both runs use the same server, emptied in between, so that hash seeds and the like cannot differ.
 
+// Helpers of tests are no tests to the lint.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::net::SocketAddr;
