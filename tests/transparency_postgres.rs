@@ -17,6 +17,7 @@ use support::resp::clip;
 
 const DATABASE: &str = "shop";
 
+type Parameters<'a> = Vec<Option<&'a [u8]>>;
 type Answers = Vec<(String, Vec<Vec<u8>>)>;
 
 struct Bench {
@@ -138,7 +139,7 @@ fn parameters_of_every_kind_cross_unchanged() {
         let (mut client, _) = PgClient::connect(address, DATABASE);
         let mut out = Answers::new();
         let big = vec![b'x'; 3 << 20];
-        let cases: [(&str, u16, Vec<Option<&[u8]>>); 5] = [
+        let cases: [(&str, u16, Parameters<'_>); 5] = [
             ("SELECT $1::int4 + 1", 1, vec![Some(&[0, 0, 0, 41])]),
             ("SELECT $1::text, $2::bytea", 0, vec![Some(b"text"), None]),
             ("SELECT $1::bytea", 1, vec![Some(&[0, 255, 0, 1])]),

@@ -84,6 +84,28 @@ fn the_corpus_is_broad_enough() {
 }
 
 #[test]
+fn one_flipped_bit_in_a_reply_is_noticed() {
+    let server = RedisServer::start(RedisOptions::default()).unwrap();
+    let relay = parhelion::testing::relay::Relay::start(server.address()).unwrap();
+    // Inside the value of the second reply: its framing stays right.
+    relay.corrupt_reply_after(b"+OK\r\n$1000\r\n".len() as u64 + 500);
+    let bench = Bench {
+        server,
+        proxy: Proxy::Forwarder(relay),
+    };
+    let comparison = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        bench.compare(|address| {
+            let mut client = RespClient::connect(address);
+            vec![
+                client.call(&["SET", "v", &"x".repeat(1000)]),
+                client.call(&["GET", "v"]),
+            ]
+        });
+    }));
+    assert!(comparison.is_err());
+}
+
+#[test]
 fn each_command_is_answered_with_the_same_bytes_in_resp2() {
     Bench::new().compare(|address| one_by_one(address, None));
 }
