@@ -1,5 +1,8 @@
 //! Real Postgres clients work through the proxy unchanged.
 
+// Helpers of tests are no tests to the lint.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::process::Command;

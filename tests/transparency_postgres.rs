@@ -1,5 +1,8 @@
 //! The same script on two equal servers, one reached directly, one through the proxy: the received bytes are identical.
 
+// Helpers of tests are no tests to the lint.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::io::Read;
@@ -14,6 +17,7 @@ use support::resp::clip;
 
 const DATABASE: &str = "shop";
 
+type Parameters<'a> = Vec<Option<&'a [u8]>>;
 type Answers = Vec<(String, Vec<Vec<u8>>)>;
 
 struct Bench {
@@ -135,7 +139,7 @@ fn parameters_of_every_kind_cross_unchanged() {
         let (mut client, _) = PgClient::connect(address, DATABASE);
         let mut out = Answers::new();
         let big = vec![b'x'; 3 << 20];
-        let cases: [(&str, u16, Vec<Option<&[u8]>>); 5] = [
+        let cases: [(&str, u16, Parameters<'_>); 5] = [
             ("SELECT $1::int4 + 1", 1, vec![Some(&[0, 0, 0, 41])]),
             ("SELECT $1::text, $2::bytea", 0, vec![Some(b"text"), None]),
             ("SELECT $1::bytea", 1, vec![Some(&[0, 255, 0, 1])]),
@@ -413,25 +417,40 @@ fn startup_options_are_in_force_and_refusals_are_the_servers_own() {
     });
 }
 
+/// What each request is answered with, and the login after them on the same connection.
+fn negotiate(address: SocketAddr, requests: &[Vec<u8>]) -> Answers {
+    let mut client = PgClient::open(address);
+    let mut out = Answers::new();
+    for request in requests {
+        client.send(request);
+        let mut answer = [0];
+        client.stream.read_exact(&mut answer).unwrap();
+        out.push((clip(request), vec![answer.to_vec()]));
+    }
+    client.send(&wire::startup(&[
+        ("user", "postgres"),
+        ("database", DATABASE),
+    ]));
+    out.push(("login".into(), client.until_ready()));
+    out
+}
+
 #[test]
-fn gssenc_and_ssl_requests_get_one_byte_and_the_login_goes_on() {
-    let bench = Bench::new();
-    bench.compare(|address| {
-        let mut client = PgClient::open(address);
-        let mut out = Answers::new();
-        for request in [wire::gssenc_request(), wire::ssl_request()] {
-            client.send(&request);
-            let mut answer = [0];
-            client.stream.read_exact(&mut answer).unwrap();
-            out.push((clip(&request), vec![answer.to_vec()]));
-        }
-        client.send(&wire::startup(&[
-            ("user", "postgres"),
-            ("database", DATABASE),
-        ]));
-        out.push(("login".into(), client.until_ready()));
-        out
-    });
+fn an_ssl_request_gets_one_byte_and_the_login_goes_on() {
+    Bench::new().compare(|address| negotiate(address, &[wire::ssl_request()]));
+}
+
+#[test]
+fn a_gssenc_request_is_answered_n_and_the_login_goes_on() {
+    // A server built with GSSAPI offers it; the proxy does not, so there is no direct run to compare with.
+    let mut bench = Bench::new();
+    if support::proxy::forwarder_wanted() {
+        return;
+    }
+    let address = bench.proxy.real().address();
+    let answers = negotiate(address, &[wire::gssenc_request(), wire::ssl_request()]);
+    assert_eq!(answers[0].1, [b"N"]);
+    assert_eq!(answers[1].1, [b"N"]);
 }
 
 #[test]

@@ -2,6 +2,9 @@
 //!
 //! Both runs use the same server, emptied in between, so that hash seeds and the like cannot differ.
 
+// Helpers of tests are no tests to the lint.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::net::SocketAddr;
@@ -78,6 +81,28 @@ fn one_by_one(address: SocketAddr, hello: Option<&str>) -> Vec<Vec<u8>> {
 #[test]
 fn the_corpus_is_broad_enough() {
     assert!(corpus().len() >= 300, "{}", corpus().len());
+}
+
+#[test]
+fn one_flipped_bit_in_a_reply_is_noticed() {
+    let server = RedisServer::start(RedisOptions::default()).unwrap();
+    let relay = parhelion::testing::relay::Relay::start(server.address()).unwrap();
+    // Inside the value of the second reply: its framing stays right.
+    relay.corrupt_reply_after(b"+OK\r\n$1000\r\n".len() as u64 + 500);
+    let bench = Bench {
+        server,
+        proxy: Proxy::Forwarder(relay),
+    };
+    let comparison = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        bench.compare(|address| {
+            let mut client = RespClient::connect(address);
+            vec![
+                client.call(&["SET", "v", &"x".repeat(1000)]),
+                client.call(&["GET", "v"]),
+            ]
+        });
+    }));
+    assert!(comparison.is_err());
 }
 
 #[test]

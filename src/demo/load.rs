@@ -195,3 +195,52 @@ fn command(client: u64, rng: &mut fastrand::Rng) -> Vec<u8> {
         ]),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::demo::resp_server::{RespOptions, RespServer};
+
+    #[test]
+    fn every_request_is_answered_and_the_rate_is_kept() {
+        let server = RespServer::start(RespOptions::default()).unwrap();
+        let options = LoadOptions {
+            address: server.address(),
+            clients: 4,
+            rate: 1000,
+            duration: Duration::from_millis(500),
+            seed: 1,
+        };
+        let load = Load::start(&options).unwrap();
+        crate::testing::wait::eventually(Duration::from_secs(20), || load.finished().then_some(()))
+            .unwrap();
+        let stats = load.stop();
+        let requests = stats.requests.load(Ordering::Relaxed);
+        assert_eq!(stats.failed_clients.load(Ordering::Relaxed), 0);
+        assert_eq!(stats.errors.load(Ordering::Relaxed), 0);
+        assert!((1..=500).contains(&requests), "{requests}");
+        assert_eq!(server.commands(), requests);
+        assert!(stats.latency_us(0.99) >= stats.latency_us(0.5));
+    }
+
+    #[test]
+    fn a_peer_that_is_no_redis_fails_the_client() {
+        use crate::testing::scripted::{ScriptedPeer, Step};
+        let peer = ScriptedPeer::start(vec![vec![
+            Step::Take(1),
+            Step::Send(b"HTTP/1.1 200 OK\r\n".to_vec()),
+        ]])
+        .unwrap();
+        let options = LoadOptions {
+            address: peer.address(),
+            clients: 1,
+            rate: 0,
+            duration: Duration::from_secs(20),
+            seed: 1,
+        };
+        let load = Load::start(&options).unwrap();
+        crate::testing::wait::eventually(Duration::from_secs(20), || load.finished().then_some(()))
+            .unwrap();
+        assert_eq!(load.stop().failed_clients.load(Ordering::Relaxed), 1);
+    }
+}

@@ -326,7 +326,7 @@ impl<'a> Session<'a> {
                 Reply::Simple("OK")
             }
             Some(_) => Reply::error("ERR DB index is out of range"),
-            None => Reply::error("ERR invalid DB index"),
+            None => Reply::error("ERR value is not an integer or out of range"),
         }
     }
 
@@ -366,5 +366,123 @@ impl<'a> Session<'a> {
             }
             Err(unchanged) => unchanged,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::demo::reply_len::{Scan, reply_length};
+    use crate::testing::redis::{RedisOptions, RedisServer, encode};
+
+    fn replies(address: SocketAddr, commands: &[&str]) -> Vec<Vec<u8>> {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        let mut input = Vec::new();
+        let mut out = Vec::new();
+        for command in commands {
+            let args: Vec<&str> = command.split(' ').collect();
+            stream.write_all(&encode(&args)).unwrap();
+            loop {
+                if let Scan::Complete(length) = reply_length(&input) {
+                    out.push(input.drain(..length).collect());
+                    break;
+                }
+                let mut chunk = [0; 4096];
+                let length = stream.read(&mut chunk).unwrap();
+                assert!(length > 0, "closed after {command}");
+                input.extend_from_slice(&chunk[..length]);
+            }
+        }
+        out
+    }
+
+    #[rustfmt::skip]
+    const SCRIPT: &[&str] = &[
+        "PING", "PING x", "ECHO hi", "GET a", "SET a 1", "INCR a", "INCRBY a 5", "DECR a", "APPEND a 7", "STRLEN a",
+        "SET a x NX", "SET a x XX", "SET a y EX 100", "TTL a", "SET a z KEEPTTL", "TTL a", "SET a z EX 0", "SET a z NX XX",
+        "SET a", "INCR a", "MSET b 1 c 2", "MSET b", "MGET a b nosuch", "EXISTS a b a nosuch", "DEL b nosuch", "TYPE a",
+        "HSET h f v g w", "HSET h f x", "HGET h f", "HGET h nosuch", "HGETALL h", "HDEL h f nosuch", "HDEL h g", "HSET h f",
+        "TYPE h", "LPUSH l a b", "RPUSH l c", "LRANGE l 0 -1", "LRANGE l -2 5", "LRANGE l 5 1", "LLEN l", "LPOP l", "RPOP l 5",
+        "LPOP l", "LPUSH a x", "SADD s 1", "SADD s 1", "SMEMBERS s", "SCARD s", "SREM s 1 2", "SCARD s", "HGET s f",
+        "EXPIRE a 50", "TTL a", "TTL nosuch", "EXPIRE nosuch 5", "EXPIRE a -1", "GET a", "NOSUCH x y", "nosuch", "GET",
+        "MULTI", "SET t 1", "INCR t", "EXEC", "MULTI", "GET", "EXEC", "EXEC", "DISCARD", "MULTI", "MULTI", "DISCARD",
+        "SELECT 3", "GET t", "DBSIZE", "SELECT 99", "SELECT x", "CLIENT SETNAME me", "CLIENT GETNAME", "FLUSHALL", "DBSIZE",
+    ];
+
+    #[test]
+    fn it_answers_as_redis_does_in_both_protocol_versions() {
+        let real = RedisServer::start(RedisOptions::default()).unwrap();
+        let small = RespServer::start(RespOptions::default()).unwrap();
+        for version in ["HELLO 2", "HELLO 3"] {
+            let script = [&[version], SCRIPT].concat();
+            let (wanted, got) = (
+                replies(real.address(), &script),
+                replies(small.address(), &script),
+            );
+            // The greeting tells who is speaking.
+            for (command, (wanted, got)) in script.iter().zip(wanted.iter().zip(&got)).skip(1) {
+                assert_eq!(
+                    got.escape_ascii().to_string(),
+                    wanted.escape_ascii().to_string(),
+                    "{version}, {command}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn it_counts_exactly_the_replies_that_it_falsified() {
+        let honest = RespServer::start(RespOptions::default()).unwrap();
+        let liar = RespServer::start(RespOptions {
+            wrong_every: 10,
+            seed: 5,
+            ..RespOptions::default()
+        })
+        .unwrap();
+        let commands: Vec<String> = (0..2000)
+            .map(|number| {
+                if number % 2 == 0 {
+                    format!("SET k {number}")
+                } else {
+                    "GET k".into()
+                }
+            })
+            .collect();
+        let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
+        let (right, wrong) = (
+            replies(honest.address(), &commands),
+            replies(liar.address(), &commands),
+        );
+        let differ = right
+            .iter()
+            .zip(&wrong)
+            .filter(|(right, wrong)| right != wrong)
+            .count();
+        assert!(differ > 50, "{differ}");
+        assert_eq!(liar.falsified(), differ as u64);
+    }
+
+    #[test]
+    fn it_records_what_each_connection_sent() {
+        let server = RespServer::start(RespOptions {
+            record: true,
+            ..RespOptions::default()
+        })
+        .unwrap();
+        replies(server.address(), &["SET a 1", "GET a"]);
+        replies(server.address(), &["PING"]);
+        let recorded = server.recorded();
+        assert_eq!(recorded.len(), 2);
+        assert_eq!(
+            recorded[0],
+            [
+                vec![b"SET".to_vec(), b"a".to_vec(), b"1".to_vec()],
+                vec![b"GET".to_vec(), b"a".to_vec()]
+            ]
+        );
+        assert_eq!(recorded[1], [vec![b"PING".to_vec()]]);
     }
 }

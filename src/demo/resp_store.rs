@@ -99,11 +99,13 @@ fn list(out: &mut Vec<u8>, kind: u8, items: &[Reply], resp3: bool) {
     }
 }
 
+type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+
 #[derive(Debug)]
 enum Value {
     Str(Vec<u8>),
     // Ordered containers, so that two servers with the same data answer in the same order.
-    Hash(Vec<(Vec<u8>, Vec<u8>)>),
+    Hash(Fields),
     List(VecDeque<Vec<u8>>),
     Set(BTreeSet<Vec<u8>>),
 }
@@ -272,10 +274,7 @@ fn set_of<'a>(db: &'a mut Db, key: &[u8]) -> Result<Option<&'a mut BTreeSet<Vec<
     }
 }
 
-fn hash_of<'a>(
-    db: &'a mut Db,
-    key: &[u8],
-) -> Result<Option<&'a mut Vec<(Vec<u8>, Vec<u8>)>>, Reply> {
+fn hash_of<'a>(db: &'a mut Db, key: &[u8]) -> Result<Option<&'a mut Fields>, Reply> {
     match db.get_mut(key).map(|entry| &mut entry.value) {
         None => Ok(None),
         Some(Value::Hash(hash)) => Ok(Some(hash)),

@@ -192,3 +192,37 @@ fn panel(seconds: f64, rate: &str, view: &MirrorView) -> String {
     );
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mirror_is_read_from_the_control_ports_json_and_missing_fields_are_zero() {
+        let json = serde_json::json!({
+            "name": "candidate",
+            "ledger": {
+                "observed": 20, "excluded": 1, "unexposed": 2, "offered": 17, "delivered": 10, "errored": 2,
+                "in_flight": 1, "dropped": {"queue_full": 3, "oversize": 1, "paused": 0},
+            },
+            "primary_latency": {"p50_us": 120, "p99_us": 900.4},
+            "divergences": {"data_mismatch": 4},
+        });
+        let view = MirrorView::read(&json);
+        assert!(view.balances());
+        assert_eq!(
+            (
+                view.dropped_total(),
+                view.divergences_total(),
+                view.compared
+            ),
+            (4, 4, 0)
+        );
+        assert_eq!(list(&view.dropped), "oversize 1, queue_full 3");
+        assert_eq!(
+            (view.primary_us, view.mirror_us),
+            ([Some(120), Some(900)], [None, None])
+        );
+        assert!(MirrorView::read(&Value::Null).balances());
+    }
+}

@@ -29,6 +29,8 @@ struct State {
     cut_to_client: AtomicU64,
     cut_to_upstream: AtomicU64,
     sent_to_client: AtomicU64,
+    /// The reply byte that is falsified.
+    corrupt_at: AtomicU64,
     sent_to_upstream: AtomicU64,
     open: Mutex<Vec<(TcpStream, TcpStream)>>,
     accepted: AtomicU64,
@@ -57,6 +59,7 @@ impl Relay {
             cut_to_client: AtomicU64::new(NEVER),
             cut_to_upstream: AtomicU64::new(NEVER),
             sent_to_client: AtomicU64::new(0),
+            corrupt_at: AtomicU64::new(NEVER),
             sent_to_upstream: AtomicU64::new(0),
             open: Mutex::default(),
             accepted: AtomicU64::new(0),
@@ -113,6 +116,16 @@ impl Relay {
             .load(Ordering::SeqCst)
             .saturating_add(bytes);
         self.state.cut_to_upstream.store(limit, Ordering::SeqCst);
+    }
+
+    /// Flips the lowest bit of the byte that goes to a client after so many more.
+    pub fn corrupt_reply_after(&self, bytes: u64) {
+        let at = self
+            .state
+            .sent_to_client
+            .load(Ordering::SeqCst)
+            .saturating_add(bytes);
+        self.state.corrupt_at.store(at, Ordering::SeqCst);
     }
 
     /// No cut any more.
@@ -253,9 +266,20 @@ fn pump(
             if piece == 0 {
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
+            let mut piece_bytes = rest[..piece].to_vec();
+            if let Direction::ToClient = direction {
+                let at = state.corrupt_at.load(Ordering::SeqCst);
+                let offset = at.wrapping_sub(sent.load(Ordering::SeqCst));
+                let place = usize::try_from(offset)
+                    .ok()
+                    .and_then(|offset| piece_bytes.get_mut(offset));
+                if let Some(byte) = place {
+                    *byte ^= 1;
+                }
+            }
             // Counted first: whoever has received the bytes must find them counted.
             sent.fetch_add(piece as u64, Ordering::SeqCst);
-            to.write_all(&rest[..piece])?;
+            to.write_all(&piece_bytes)?;
             rest = &rest[piece..];
         }
     }

@@ -9,6 +9,10 @@ use std::time::{Duration, Instant};
 /// Between two attempts of [`eventually`]: short enough not to be felt, long enough not to burn a core.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
+/// Below Linux's ephemeral range: no outgoing connection of another test can hold such a port. Drawn at random, because
+/// test processes run side by side, and listeners with SO_REUSEPORT would share a port without an error.
+const PORTS: std::ops::Range<u16> = 10_000..32_000;
+
 /// Calls `attempt` until it returns a value or `timeout` has passed; `None` means that time ran out.
 ///
 /// The attempt runs at least once, and once more at the end, so that a slow attempt is not held against the caller.
@@ -32,15 +36,15 @@ pub fn eventually<T>(timeout: Duration, mut attempt: impl FnMut() -> Option<T>) 
 pub fn free_port() -> io::Result<u16> {
     static GIVEN: OnceLock<Mutex<HashSet<u16>>> = OnceLock::new();
     let given = GIVEN.get_or_init(Mutex::default);
+    let mut rng = fastrand::Rng::new();
     for _ in 0..1000 {
-        // Binding to port 0 draws from the ephemeral range, which outgoing connections of other tests use too:
-        // servers started here retry on "address in use" rather than trust this number blindly.
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let port = listener.local_addr()?.port();
-        if given
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(port)
+        let port = rng.u16(PORTS);
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+        if free
+            && given
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(port)
         {
             return Ok(port);
         }
