@@ -52,6 +52,8 @@ pub struct Place {
     pub parhelion: PathBuf,
     /// The spikes' binaries.
     pub spikes: Option<PathBuf>,
+    /// How many file descriptors a process may have.
+    pub descriptors: u64,
     /// Logs and config files.
     pub folder: PathBuf,
 }
@@ -198,7 +200,7 @@ impl Contender {
             Kind::Direct => Vec::new(),
             Kind::Haproxy => {
                 let file = place.folder.join(format!("haproxy-{port}.cfg"));
-                fs::write(&file, haproxy_config(&listen, &primary))?;
+                fs::write(&file, haproxy_config(&listen, &primary, place.descriptors))?;
                 let program = process::find_program("haproxy", &[]).context("haproxy")?;
                 vec![text(&program), "-db".into(), "-f".into(), text(&file)]
             }
@@ -247,12 +249,14 @@ impl Contender {
     }
 }
 
-fn haproxy_config(listen: &str, primary: &str) -> String {
+fn haproxy_config(listen: &str, primary: &str, descriptors: u64) -> String {
+    // It refuses to start when two descriptors per connection are beyond the limit.
+    let most = descriptors.saturating_sub(100) / 2;
     format!(
-        "global\n  nbthread 1\n  maxconn 30000\n\
+        "global\n  nbthread 1\n  maxconn {most}\n\
          defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n  \
          option clitcpka\n  option srvtcpka\n\
-         listen bench\n  bind {listen} backlog 4096\n  maxconn 30000\n  server primary {primary}\n"
+         listen bench\n  bind {listen} backlog 4096\n  maxconn {most}\n  server primary {primary}\n"
     )
 }
 

@@ -34,6 +34,8 @@ use targets::{Outcome, Verdict};
 
 /// CPUs from which a second one is given to the proxy: servers and loads need at least as many again.
 const CPUS_FOR_TWO_CORES: usize = 6;
+/// Descriptors of a forwarder that are not for idle clients: listeners, logs, rings, HAProxy's reserve.
+const SPARE_DESCRIPTORS: u64 = 600;
 /// Contenders of `--smoke`: every kind of server path, without the ones that only differ in the candidate's health.
 const SMOKE_CONTENDERS: [&str; 7] = [
     "direct",
@@ -131,7 +133,9 @@ fn start(arguments: &Arguments) -> Result<bool> {
         std::os::unix::fs::PermissionsExt::from_mode(0o777),
     )?;
     let (proxy_cpus, load_cpus) = share_cpus()?;
+    let descriptors = raise_descriptors(arguments.idle_clients)?;
     let place = Place {
+        descriptors,
         proxy_cpus,
         parhelion: arguments
             .parhelion
@@ -144,12 +148,7 @@ fn start(arguments: &Arguments) -> Result<bool> {
         list(&place);
         return Ok(true);
     }
-    // The idle bench opens thousands; children inherit. Root may go beyond the hard limit.
-    let wanted = arguments.idle_clients as u64 * 2 + 2000;
-    if rlimit::Resource::NOFILE.set(wanted, wanted).is_err() {
-        rlimit::increase_nofile_limit(u64::MAX)?;
-    }
-    let plan = plan(arguments, load_cpus)?;
+    let plan = plan(arguments, load_cpus, descriptors)?;
     eprintln!(
         "proxy on CPU {:?}, servers and loads on {}",
         place.proxy_cpus, plan.load_cpus
@@ -187,7 +186,7 @@ fn holds(arguments: &Arguments, rows: &[Row], outcomes: &[Outcome]) -> bool {
     failed == 0 && !silent && !(arguments.check && (missed > 0 || unmeasured))
 }
 
-fn plan(arguments: &Arguments, load_cpus: String) -> Result<Plan> {
+fn plan(arguments: &Arguments, load_cpus: String, descriptors: u64) -> Result<Plan> {
     let smoke = arguments.smoke;
     let names = |given: &[String], default: &[&str]| -> Vec<String> {
         if given.is_empty() && smoke {
@@ -213,10 +212,32 @@ fn plan(arguments: &Arguments, load_cpus: String) -> Result<Plan> {
         seconds: arguments.seconds.unwrap_or(if smoke { 0.7 } else { 3.0 }),
         requests: arguments.requests,
         rate: arguments.rate,
-        idle_clients: arguments.idle_clients,
+        idle_clients: arguments.idle_clients.min(most_idle(descriptors)),
         scale: arguments.scale.unwrap_or(if smoke { 1 } else { 10 }),
         load_cpus,
     })
+}
+
+/// Raises the limit that the children inherit, beyond the hard one where that is allowed; returns what it is then.
+fn raise_descriptors(idle_clients: usize) -> Result<u64> {
+    let wanted = idle_clients as u64 * 2 + SPARE_DESCRIPTORS;
+    let limit = rlimit::Resource::NOFILE;
+    if limit.set(wanted, wanted.max(limit.get_hard()?)).is_err() {
+        rlimit::increase_nofile_limit(u64::MAX)?;
+    }
+    let got = limit.get_soft()?;
+    if most_idle(got) < idle_clients {
+        eprintln!(
+            "{got} file descriptors are allowed: redis-idle opens {} connections",
+            most_idle(got)
+        );
+    }
+    Ok(got)
+}
+
+/// A forwarder needs two descriptors per client.
+fn most_idle(descriptors: u64) -> usize {
+    (descriptors.saturating_sub(SPARE_DESCRIPTORS) / 2) as usize
 }
 
 fn installed(protocol: Protocol) -> bool {

@@ -21,6 +21,8 @@ use crate::servers::{KEYS, VALUE_BYTES, own_key};
 const REPLY_BYTES: usize = 5 + VALUE_BYTES + 2;
 /// How long replies may come after the last request was due.
 const GRACE: Duration = Duration::from_secs(2);
+/// Latencies beyond a minute count as one.
+const LONGEST_NS: u64 = 60_000_000_000;
 /// A step through the keys that visits all of them: 7919 is prime to 10,000.
 const KEY_STEP: u64 = 7919;
 
@@ -56,7 +58,7 @@ pub fn one_client(port: u16, length: Duration) -> Result<Seen> {
     let mut stream = TcpStream::connect(loopback(port))?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let mut times = Histogram::<u64>::new(3)?;
+    let mut times = Histogram::<u64>::new_with_bounds(1, LONGEST_NS, 3)?;
     let (mut errors, mut key) = (0, 0);
     let mut reply = [0; REPLY_BYTES];
     let start = Instant::now();
@@ -167,7 +169,7 @@ pub fn open_loop(port: u16, clients: usize, rate: f64, length: Duration) -> Resu
     let mut all: Vec<Client> = (0..clients)
         .map(|_| Client::connect(port))
         .collect::<Result<_>>()?;
-    let mut times = Histogram::<u64>::new(3)?;
+    let mut times = Histogram::<u64>::new_with_bounds(1, LONGEST_NS, 3)?;
     let total = (rate * length.as_secs_f64()) as u64;
     let scheduled = |n: u64| Duration::from_secs_f64(n as f64 / rate);
     let (mut next, mut wrong) = (0, 0);
