@@ -59,7 +59,6 @@ pub const UNIT_KEPT_GROUPS: usize = 32;
 /// Least growth of a copy buffer: one ordinary query. Beyond it buffers grow by a quarter, because
 /// doubling would hold twice the bytes queued.
 pub const PAYLOAD_GROWTH_BYTES_MIN: usize = 128;
-//! (in the making)
 
 // --- RESP: what a client may send. The numbers are Redis's own, so that a client meets the limits it knows.
 
@@ -167,3 +166,15 @@ pub const CONTROL_BODY_BYTES_MAX: usize = 4 * 1024;
 
 /// Largest answer that `parhelion ctl` reads: 50 mirrors with all commands are about 2 MiB.
 pub const CTL_ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+// --- configuration ---
+
+/// Mirrors of one source. Each costs every client a ring and every unit an offer; more than this is a mistake in a
+/// generated file.
+pub const MIRRORS_PER_SOURCE_MAX: usize = 64;
+
+/// Bytes of a configuration file. Ten thousand databases with their users fit; `/dev/zero` does not.
+pub const CONFIG_FILE_BYTES_MAX: u64 = 4 << 20;
+
+/// Bytes of a password file: what a Postgres or Redis login could carry in one message of a sensible size.
+pub const SECRET_FILE_BYTES_MAX: u64 = 64 << 10;

@@ -132,6 +132,14 @@ impl Endpoint {
         }
     }
 
+    /// Whether this stays on this machine, as far as the text shows it.
+    pub fn is_loopback(&self) -> bool {
+        match self {
+            Self::Tcp { host, .. } => local_ip(host).is_some_and(|ip| ip.is_loopback()),
+            Self::Unix(_) => true,
+        }
+    }
+
     /// The same endpoint with `localhost` as an address and letters in lower case: for telling whether two are one.
     pub fn normalised(&self) -> Self {
         match self {

@@ -4,13 +4,26 @@
 //! unknown, a unit that is missing, a value out of range is refused with file, line, key and the way out.
 
 mod address;
+mod databases;
 mod error;
+mod files;
+mod general;
+mod load;
+mod pgdog;
+mod reader;
+mod reload;
+mod routes;
+mod rules;
 mod secret;
+mod show;
 mod types;
 mod units;
 
 pub use address::{Endpoint, ListenAddress, default_port, parse_listen_ip, parse_socket_addr};
 pub use error::{ConfigError, ConfigErrors};
+pub use load::{Input, Loaded, load, load_with_warnings, parse};
+pub use reload::{Change, Changes, apply, diff};
+pub use show::to_json;
 pub use secret::Secret;
 pub use types::{
     Auth, Blocking, Compare, Config, Cores, Database, DualWrite, General, Level, Listener,
