@@ -131,9 +131,6 @@ pub const RATE_LIMIT_LEN_MAX: usize = 10_000;
 pub const COMPARE_TTL_TOLERANCE_SECONDS: u64 = 1;
 /// How far two PTTL replies may lie apart.
 pub const COMPARE_TTL_TOLERANCE_MILLIS: u64 = 1000;
-//! Every bound and its reason.
-
-use std::time::Duration;
 
 // The control side.
 

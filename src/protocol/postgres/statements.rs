@@ -32,7 +32,7 @@ pub struct Statement {
     /// Hash of `content`.
     pub id: StatementId,
     /// The Parse message's body behind the name.
-    content: Box<[u8]>,
+    pub content: Box<[u8]>,
 }
 
 /// Names and what they stand for.

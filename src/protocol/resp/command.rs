@@ -7,6 +7,8 @@ mod table;
 
 pub use keys::Keys;
 
+use std::sync::LazyLock;
+
 use super::request::Request;
 use table::{A, B, C, D, N, P, R, S, TABLE, W};
 
@@ -139,6 +141,16 @@ impl Command {
     /// The name in capitals, without the sub-command.
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// A small number that all sub-commands of one name share: the place of its metrics.
+    pub fn index(&self) -> usize {
+        static BY_NAME: LazyLock<Vec<usize>> = LazyLock::new(|| {
+            let first = |command: &Command| TABLE.iter().position(|other| other.name == command.name);
+            TABLE.iter().map(|command| first(command).unwrap_or_default()).collect()
+        });
+        let offset = std::ptr::from_ref(self).addr() - TABLE.as_ptr().addr();
+        BY_NAME[offset / size_of::<Command>()]
     }
 
     /// The sub-command in capitals; empty if this is not one.

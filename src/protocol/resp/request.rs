@@ -39,6 +39,18 @@ impl<'a> Request<'a> {
         })
     }
 
+    /// Reads the first bytes of a command that is too large to lie in memory: the arguments that are whole in `bytes`.
+    pub fn parse_prefix(bytes: &'a [u8]) -> Self {
+        let (args, _) = match bytes.first() {
+            Some(b'*') => whole_args(bytes),
+            _ => (SmallVec::new(), 0),
+        };
+        Self {
+            text: Cow::Borrowed(bytes),
+            args,
+        }
+    }
+
     /// Number of arguments, the name included.
     pub fn len(&self) -> usize {
         self.args.len()
@@ -87,22 +99,38 @@ impl<'a> Request<'a> {
 }
 
 fn parse_multibulk(bytes: &[u8]) -> Option<SmallVec<[Range<u32>; ARGS_INLINE]>> {
-    let (count, mut pos) = header(bytes, 0)?;
+    let (count, _) = header(bytes, 0)?;
+    let (args, end) = whole_args(bytes);
+    // A blank command has no arguments and no bytes behind its header.
+    (args.len() as u64 == count && (count == 0 || end <= bytes.len())).then_some(args)
+}
+
+/// The arguments that lie whole in `bytes`, and where the last one ends.
+fn whole_args(bytes: &[u8]) -> (SmallVec<[Range<u32>; ARGS_INLINE]>, usize) {
     let mut args = SmallVec::new();
-    for _ in 0..count {
-        if bytes.get(pos) != Some(&b'$') {
-            return None;
-        }
-        let (length, start) = header(bytes, pos)?;
-        let end = start.checked_add(usize::try_from(length).ok()?)?;
-        if bytes.len() < end.checked_add(2)? {
-            return None;
-        }
-        // Grows with the arguments that are there, not with the count that was claimed.
-        args.push(u32::try_from(start).ok()?..u32::try_from(end).ok()?);
-        pos = end + 2;
+    let Some((count, mut pos)) = header(bytes, 0) else {
+        return (args, 0);
+    };
+    // Grows with the arguments that are there, not with the count that was claimed.
+    while (args.len() as u64) < count
+        && let Some((range, next)) = arg_at(bytes, pos)
+    {
+        args.push(range);
+        pos = next;
     }
-    Some(args)
+    (args, pos)
+}
+
+/// The argument whose header begins at `pos`, and where the next one begins.
+fn arg_at(bytes: &[u8], pos: usize) -> Option<(Range<u32>, usize)> {
+    if bytes.get(pos) != Some(&b'$') {
+        return None;
+    }
+    let (length, start) = header(bytes, pos)?;
+    let end = start.checked_add(usize::try_from(length).ok()?)?;
+    let next = end.checked_add(2)?;
+    let range = u32::try_from(start).ok()?..u32::try_from(end).ok()?;
+    (bytes.len() >= next).then_some((range, next))
 }
 
 /// The number behind the type byte at `pos`, and where the next line begins.

@@ -207,6 +207,11 @@ impl<T> Tracker<T> {
         self.queue.iter().find_map(|entry| entry.tag.as_ref())
     }
 
+    /// The tag of the request that was noted last, unless it gets no reply.
+    pub fn newest_mut(&mut self) -> Option<&mut T> {
+        self.queue.back_mut()?.tag.as_mut()
+    }
+
     /// Takes the tags of all requests that wait for a reply, oldest first: for when the connection is lost.
     pub fn drain(&mut self) -> impl Iterator<Item = T> + '_ {
         self.queue.drain(..).filter_map(|entry| entry.tag)

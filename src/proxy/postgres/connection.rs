@@ -1,6 +1,7 @@
 //! One connection of a mirror's pool: its login, what it has prepared and set, and the run of a unit on it.
 
 use std::io;
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::outcome::PostgresOutcome;
@@ -127,7 +128,7 @@ impl Connection {
             }
         };
         let result = replay.into_outcome();
-        if result.errors() > 0 && unit.outcome.before != unit.outcome.after {
+        if result.errors() > 0 && !Rc::ptr_eq(&unit.outcome.before, &unit.outcome.after) {
             // Whether the session changed here too is not known.
             self.state = SessionState::default();
         }

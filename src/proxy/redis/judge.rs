@@ -62,7 +62,10 @@ fn judge_one(request: &Request<'_>, primary: &[u8], mirror: &[u8], how: Compare)
     if how == Compare::Status && !one_failed {
         return Judgement::Equal;
     }
-    let key = known.and_then(|known| known.keys(request).first_in(request)).unwrap_or_default();
+    let key = known
+        .and_then(|known| known.keys(request).next())
+        .and_then(|at| request.arg(at))
+        .unwrap_or_default();
     Judgement::Different(Box::new(Found {
         command: known.map_or_else(|| "other".to_owned(), |known| known.name().to_owned()),
         key: shown(key),
