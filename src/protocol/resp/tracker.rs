@@ -293,11 +293,16 @@ impl<T> Tracker<T> {
 
     /// Requests that get no reply have been executed by the time that a later one is answered.
     ///
+    /// A MONITOR on a monitoring connection is ignored by the server; its tag does not come back.
     /// Subscriptions are confirmed even then (the server does not count confirmations and messages as replies), so
     /// one is over only when a frame comes that is neither.
     fn settle_silent(&mut self, head: ReplyHead<'_>) {
         let pubsub = head.kind == b'>' || (head.kind == b'*' && Word::of(head.bytes).is_some());
-        while let Some(entry) = self.queue.front().filter(|entry| entry.tag.is_none()) {
+        while let Some(entry) = self.queue.front() {
+            let ignored = self.confirmed.ignores(entry.role);
+            if entry.tag.is_some() && !ignored {
+                return;
+            }
             let subscribing = matches!(entry.role, Role::Subscription(_));
             if subscribing && pubsub && self.confirmed.multi.is_none() {
                 return;

@@ -246,7 +246,7 @@ fn role_of(command: &Command, request: &Request<'_>) -> Role {
         ("PUNSUBSCRIBE", _) => subscription(Family::Pattern, false, request),
         ("SSUBSCRIBE", _) => subscription(Family::Shard, true, request),
         ("SUNSUBSCRIBE", _) => subscription(Family::Shard, false, request),
-        ("MONITOR", _) => Role::Monitor,
+        ("MONITOR", _) if exact => Role::Monitor,
         ("CLIENT", "TRACKING") => Role::Tracking(request.arg_is(2, b"ON")),
         ("RESET", _) if exact => Role::Reset,
         ("QUIT", _) => Role::Quit,

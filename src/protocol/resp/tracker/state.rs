@@ -106,6 +106,12 @@ impl Confirmed {
             || self.subscriptions() > 0
     }
 
+    /// The server says nothing at all to a second MONITOR, unless it refuses it to a RESP2 subscriber.
+    pub(super) fn ignores(&self, role: Role) -> bool {
+        let refused = self.resp == 2 && self.subscriptions() > 0;
+        role == Role::Monitor && self.monitoring && self.multi.is_none() && !refused
+    }
+
     /// How many confirmations a subscription command gets.
     pub(super) fn confirmations(&self, asked: Subscription) -> u32 {
         if asked.channels > 0 {
