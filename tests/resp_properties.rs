@@ -30,6 +30,19 @@ fn line(bytes: &[u8]) -> Result<(&[u8], usize), Front> {
     }
 }
 
+/// A header line of a request: a lone LF in it is just no number.
+fn header(bytes: &[u8]) -> Result<(&[u8], usize), Front> {
+    let cr = bytes
+        .iter()
+        .position(|byte| *byte == b'\r')
+        .ok_or(Front::Incomplete)?;
+    match bytes.get(cr + 1) {
+        None => Err(Front::Incomplete),
+        Some(b'\n') => Ok((&bytes[..cr], cr + 2)),
+        Some(_) => Err(Front::Bad),
+    }
+}
+
 fn integer(text: &[u8]) -> Option<i64> {
     let text = std::str::from_utf8(text).ok()?;
     let number: i64 = text.parse().ok()?;
@@ -37,7 +50,7 @@ fn integer(text: &[u8]) -> Option<i64> {
 }
 
 fn payload(bytes: &[u8], length: usize) -> Result<usize, Front> {
-    for (at, expected) in [(length, b'\r'), (length + 1, b'\n')] {
+    for (at, expected) in [(length, b'\r'), (length.saturating_add(1), b'\n')] {
         match bytes.get(at) {
             None => return Err(Front::Incomplete),
             Some(byte) if *byte != expected => return Err(Front::Bad),
@@ -48,7 +61,7 @@ fn payload(bytes: &[u8], length: usize) -> Result<usize, Front> {
 }
 
 fn naive_multibulk(bytes: &[u8]) -> Result<usize, Front> {
-    let (count, mut pos) = line(&bytes[1..])?;
+    let (count, mut pos) = header(&bytes[1..])?;
     let count = integer(count)
         .filter(|count| *count <= 1 << 20)
         .ok_or(Front::Bad)?;
@@ -59,7 +72,7 @@ fn naive_multibulk(bytes: &[u8]) -> Result<usize, Front> {
             Some(b'$') => pos += 1,
             Some(_) => return Err(Front::Bad),
         }
-        let (length, used) = line(&bytes[pos..])?;
+        let (length, used) = header(&bytes[pos..])?;
         let length = integer(length)
             .filter(|n| (0..=512 << 20).contains(n))
             .ok_or(Front::Bad)?;
@@ -89,8 +102,8 @@ fn naive_reply(bytes: &[u8]) -> Result<usize, Front> {
     let length = usize::try_from(length).map_err(|_| Front::Bad)?;
     let elements = match kind {
         b'$' | b'!' | b'=' => return Ok(pos + payload(&bytes[pos..], length)?),
-        b'%' => length * 2,
-        b'|' => length * 2 + 1,
+        b'%' => length.saturating_mul(2),
+        b'|' => length.saturating_mul(2).saturating_add(1),
         _ => length,
     };
     for _ in 0..elements {

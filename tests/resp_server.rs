@@ -327,12 +327,18 @@ fn replies_of_a_real_server_are_paired_with_their_requests() {
         let mut stream = Vec::new();
         // Subscribing or CLIENT REPLY inside MULTI makes the server itself send a stream that is out of step in RESP3
         // or after OFF; those two stay out of transactions here.
+        let mut subscribed = false;
         for tag in 0..40_usize {
             let mut line = match random.u32(0..3) {
                 0 => random.choice(words).unwrap().to_string(),
                 _ => format!("ECHO tag:{tag}"),
             };
             if tracker.in_transaction() && (line.contains("SUBSCRIBE") || line.contains("REPLY")) {
+                line = format!("ECHO tag:{tag}");
+            }
+            // Behind pipelined subscriptions nobody can say in advance whether RESP2 allows CLIENT REPLY.
+            subscribed = (subscribed || line.contains("SUBSCRIBE")) && line != "RESET";
+            if subscribed && line.contains("REPLY") {
                 line = format!("ECHO tag:{tag}");
             }
             submit(&mut tracker, &mut expected, &mut stream, tag, &line);
@@ -370,13 +376,22 @@ fn drain(
     expected: &BTreeMap<usize, String>,
     seed: u64,
 ) {
-    let mut tags = expected.keys();
+    let mut tags = expected.iter().peekable();
     while !tracker.is_empty() {
         let frame = connection.receive().unwrap();
         let shown = String::from_utf8_lossy(&frame).into_owned();
         match tracker.reply(ReplyHead::whole(&frame)) {
             Paired::Reply { tag, .. } => {
-                assert_eq!(Some(&tag), tags.next(), "seed {seed}: {shown:?}");
+                // Only a second MONITOR may be passed over: the server ignores it.
+                while tags
+                    .next_if(|(t, line)| **t != tag && *line == "MONITOR\r\n")
+                    .is_some()
+                {}
+                assert_eq!(
+                    Some(&tag),
+                    tags.next().map(|(t, _)| t),
+                    "seed {seed}: {shown:?}"
+                );
                 if let Some(echo) = text(Reply::parse(&frame)).strip_prefix("tag:") {
                     assert_eq!(echo, tag.to_string(), "seed {seed}");
                 }

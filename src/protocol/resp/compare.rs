@@ -218,9 +218,8 @@ fn by_shape(
             equal_if(digest::same_multiset_of_places(primary, mirror))
         }
         ReplyShape::Geo if aggregate => flat(primary, mirror, |_, first| !first),
-        ReplyShape::Scored => {
-            let scores = options::has_scores(request);
-            flat(primary, mirror, |index, _| scores && index % 2 == 1)
+        ReplyShape::Scored if options::has_scores(request) => {
+            flat(primary, mirror, |index, _| index % 2 == 1)
         }
         ReplyShape::KeyedScores => flat(primary, mirror, |index, _| index > 0 && index % 2 == 0),
         ReplyShape::Float => in_order(primary, mirror, same_scalar_or_float),

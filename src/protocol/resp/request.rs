@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use memchr::memchr2;
+use memchr::{memchr, memchr2};
 use smallvec::SmallVec;
 
 use super::framer::{is_http_word, is_space};
@@ -150,6 +150,8 @@ fn header(bytes: &[u8], pos: usize) -> Option<(u64, usize)> {
 fn parse_inline(bytes: &[u8]) -> Option<Request<'_>> {
     let line = bytes.strip_suffix(b"\n")?;
     let line = line.strip_suffix(b"\r").unwrap_or(line);
+    // The server's splitter stops at a NUL. The framer refuses such a line; this view must end all the same.
+    let line = &line[..memchr(0, line).unwrap_or(line.len())];
     if memchr2(b'"', b'\'', line).is_some() {
         return unquote(line);
     }
@@ -175,7 +177,7 @@ fn next_word(line: &[u8], pos: usize) -> Option<usize> {
 
 /// Inside a word vertical tab and form feed are text, although they are skipped in front of one.
 fn ends_word(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\n' | b'\r' | b'\t' | 0)
+    matches!(byte, b' ' | b'\n' | b'\r' | b'\t')
 }
 
 fn unquote(line: &[u8]) -> Option<Request<'static>> {

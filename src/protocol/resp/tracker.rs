@@ -101,7 +101,8 @@ pub enum Paired<T> {
         /// What it means for the unit.
         end: UnitEnd,
     },
-    /// One of several replies to the oldest outstanding request, or a rest of the last EXEC's.
+    /// One of several replies to the oldest outstanding request, a rest of the last EXEC's, or a confirmation for a
+    /// SUBSCRIBE behind CLIENT REPLY OFF.
     Part,
     /// Not a reply: a message, an invalidation, a MONITOR line.
     Push,
@@ -273,7 +274,7 @@ impl<T> Tracker<T> {
 
     /// A frame came from the server.
     pub fn reply(&mut self, head: ReplyHead<'_>) -> Paired<T> {
-        self.settle_silent();
+        self.settle_silent(head);
         if head.kind == b'>' {
             return self.push(head);
         }
@@ -296,11 +297,27 @@ impl<T> Tracker<T> {
     }
 
     /// Requests that get no reply have been executed by the time that a later one is answered.
-    fn settle_silent(&mut self) {
-        while self.queue.front().is_some_and(|entry| entry.tag.is_none()) {
-            if let Some(entry) = self.queue.pop_front() {
-                self.confirmed.apply_silent(entry.role);
+    ///
+    /// A MONITOR on a monitoring connection is ignored by the server; its tag does not come back.
+    /// Subscriptions are confirmed even then (the server does not count confirmations and messages as replies), so
+    /// one is over only when a frame comes that is neither.
+    fn settle_silent(&mut self, head: ReplyHead<'_>) {
+        let pubsub = head.kind == b'>' || (head.kind == b'*' && Word::of(head.bytes).is_some());
+        while let Some(entry) = self.queue.front() {
+            let ignored = self.confirmed.ignores(entry.role);
+            if entry.tag.is_some() && !ignored {
+                return;
             }
+            let subscribing = matches!(entry.role, Role::Subscription(_));
+            if subscribing && pubsub && self.confirmed.multi.is_none() {
+                return;
+            }
+            let role = entry.role;
+            self.queue.pop_front();
+            self.confirmed.apply_silent(role);
+            self.exec_rest = self
+                .exec_rest
+                .saturating_add(self.confirmed.take_exec_rest());
         }
     }
 
@@ -346,7 +363,11 @@ impl<T> Tracker<T> {
         if !last {
             return Paired::Part;
         }
-        self.pop(UnitEnd::NotAUnit)
+        match self.pop(UnitEnd::NotAUnit) {
+            // Of a request that gets no reply otherwise.
+            Paired::Unsolicited => Paired::Part,
+            paired => paired,
+        }
     }
 
     fn settle_front(&mut self, head: ReplyHead<'_>) -> Paired<T> {

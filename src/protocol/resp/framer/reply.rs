@@ -304,6 +304,7 @@ impl ReplyFramer {
 /// Reads on in a header line. True if it is complete.
 fn scan(length: &mut Length, input: &[u8], pos: &mut usize) -> Result<bool, ReplyError> {
     match length.scan(input, pos) {
+        Scan::More if length.malformed => Err(ReplyError::InvalidLength),
         Scan::More => Ok(false),
         Scan::Done => Ok(true),
         Scan::NoLineFeed => Err(ReplyError::MissingLineEnd),

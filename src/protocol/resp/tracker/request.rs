@@ -40,6 +40,9 @@ pub(super) struct Subscription {
 pub(super) struct Prediction {
     pub(super) transaction: Option<Transaction>,
     pub(super) quitting: bool,
+    /// In RESP2 a subscriber may say nothing but what concerns subscriptions: CLIENT REPLY is refused, with an error.
+    /// Stays set behind a pipelined UNSUBSCRIBE: whether any subscription is left is known only with the replies.
+    subscriber: bool,
     reply_mode: ReplyMode,
 }
 
@@ -112,6 +115,7 @@ impl<T> Tracker<T> {
 
     /// With nothing outstanding the truth is known.
     fn align_prediction(&mut self) {
+        self.prediction.subscriber = self.confirmed.resp == 2 && self.confirmed.subscriptions() > 0;
         match (&self.confirmed.multi, self.prediction.transaction) {
             (None, Some(_)) => self.prediction.transaction = None,
             (Some(_), None) => {
@@ -130,8 +134,13 @@ impl<T> Tracker<T> {
         if matches!(role, Role::Plain | Role::Open) {
             return;
         }
-        if self.queue.is_empty() {
+        let confirmed_later =
+            matches!(role, Role::Subscription(_)) && self.prediction.transaction.is_none();
+        if self.queue.is_empty() && !confirmed_later {
             self.confirmed.apply_silent(role);
+            self.exec_rest = self
+                .exec_rest
+                .saturating_add(self.confirmed.take_exec_rest());
             return;
         }
         let disposition = Disposition::NotMirrored(NotMirrored::NoReply);
@@ -146,7 +155,8 @@ impl<T> Tracker<T> {
     /// The mode that a valid CLIENT REPLY sets. Inside MULTI it is only queued.
     fn reply_mode_of(&self, command: Option<&Command>, request: &Request<'_>) -> Option<ReplyMode> {
         let command = command.filter(|command| command.name() == "CLIENT")?;
-        if command.sub() != "REPLY" || request.len() != 3 || self.prediction.transaction.is_some() {
+        let refused = self.prediction.transaction.is_some() || self.prediction.subscriber;
+        if command.sub() != "REPLY" || request.len() != 3 || refused {
             return None;
         }
         if request.arg_is(2, b"ON") {
@@ -170,6 +180,13 @@ impl<T> Tracker<T> {
         silent: bool,
     ) -> (Role, Disposition) {
         self.prediction.quitting |= role == Role::Quit;
+        match role {
+            Role::Subscription(asked) if asked.subscribe && self.confirmed.resp == 2 => {
+                self.prediction.subscriber = true;
+            }
+            Role::Reset => self.prediction.subscriber = false,
+            _ => {}
+        }
         let Some(mut transaction) = self.prediction.transaction else {
             if role == Role::Multi {
                 let fresh = Transaction {
@@ -229,7 +246,7 @@ fn role_of(command: &Command, request: &Request<'_>) -> Role {
         ("PUNSUBSCRIBE", _) => subscription(Family::Pattern, false, request),
         ("SSUBSCRIBE", _) => subscription(Family::Shard, true, request),
         ("SUNSUBSCRIBE", _) => subscription(Family::Shard, false, request),
-        ("MONITOR", _) => Role::Monitor,
+        ("MONITOR", _) if exact => Role::Monitor,
         ("CLIENT", "TRACKING") => Role::Tracking(request.arg_is(2, b"ON")),
         ("RESET", _) if exact => Role::Reset,
         ("QUIT", _) => Role::Quit,

@@ -106,6 +106,12 @@ impl Confirmed {
             || self.subscriptions() > 0
     }
 
+    /// The server says nothing at all to a second MONITOR, unless it refuses it to a RESP2 subscriber.
+    pub(super) fn ignores(&self, role: Role) -> bool {
+        let refused = self.resp == 2 && self.subscriptions() > 0;
+        role == Role::Monitor && self.monitoring && self.multi.is_none() && !refused
+    }
+
     /// How many confirmations a subscription command gets.
     pub(super) fn confirmations(&self, asked: Subscription) -> u32 {
         if asked.channels > 0 {
@@ -154,15 +160,25 @@ impl Confirmed {
     pub(super) fn apply_silent(&mut self, role: Role) {
         match role {
             Role::Multi => self.multi = Some(Multi::default()),
-            Role::Exec(_) | Role::Discard => self.multi = None,
-            // Confirmations are suppressed, too: only the server knows.
-            Role::Subscription(asked) if asked.subscribe && self.multi.is_none() => {
-                self.shards += u64::from(asked.family == Family::Shard);
-                self.channels += u64::from(asked.family == Family::Channel);
-                self.patterns += u64::from(asked.family == Family::Pattern);
+            Role::Discard => self.multi = None,
+            Role::Exec(_) => self.exec_silent(),
+            Role::Reset | Role::Quit => self.apply(role),
+            other => match &mut self.multi {
+                Some(multi) => multi.queue_silent(other),
+                None => self.apply(other),
+            },
+        }
+    }
+
+    /// An EXEC whose array is suppressed; confirmations of subscriptions in it are not.
+    fn exec_silent(&mut self) {
+        self.watching = false;
+        for (_, role) in self.multi.take().unwrap_or_default().roles {
+            if let Role::Subscription(asked) = role {
+                self.exec_rest = self.exec_rest.saturating_add(self.confirmations(asked));
+            } else {
+                self.apply(role);
             }
-            _ if self.multi.is_some() => {}
-            other => self.apply(other),
         }
     }
 
@@ -293,6 +309,13 @@ impl Multi {
             self.roles.push((self.queued, role));
         }
         self.queued = self.queued.saturating_add(1);
+    }
+
+    /// Nobody knows which element of EXEC's reply belongs to a member that was queued without a reply.
+    fn queue_silent(&mut self, role: Role) {
+        if self.roles.len() < MULTI_ROLES_MAX {
+            self.roles.push((u32::MAX, role));
+        }
     }
 }
 

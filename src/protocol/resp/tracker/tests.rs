@@ -400,3 +400,38 @@ fn a_blocking_command_and_a_watch_are_not_mirrored() {
         ]
     );
 }
+
+#[test]
+fn a_resp2_subscriber_is_refused_client_reply_and_waits_for_the_error() {
+    let mut tracker = Tracker::new();
+    send(
+        &mut tracker,
+        0,
+        &["SUBSCRIBE a", "CLIENT REPLY OFF", "PING"],
+    );
+    let frames = receive(
+        &mut tracker,
+        "*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n-ERR Can't execute\r\n*2\r\n$4\r\npong\r\n$0\r\n\r\n",
+    );
+    assert_eq!(frames, [0, 1, 2].map(|tag| reply(tag, UnitEnd::NotAUnit)));
+}
+
+#[test]
+fn subscriptions_are_confirmed_even_without_replies() {
+    let mut tracker = Tracker::new();
+    send(
+        &mut tracker,
+        0,
+        &["CLIENT REPLY SKIP", "SUBSCRIBE a b", "PING"],
+    );
+    let frames = receive(
+        &mut tracker,
+        "*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n*3\r\n$9\r\nsubscribe\r\n$1\r\nb\r\n:2\r\n\
+         *2\r\n$4\r\npong\r\n$0\r\n\r\n",
+    );
+    assert_eq!(
+        frames,
+        [Paired::Part, Paired::Part, reply(2, UnitEnd::NotAUnit)]
+    );
+    assert_eq!(tracker.subscriptions(), 2);
+}
