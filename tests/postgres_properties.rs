@@ -9,7 +9,7 @@ use parhelion::protocol::postgres::login::{Login, LoginParams};
 use parhelion::protocol::postgres::replay::Replay;
 use parhelion::protocol::postgres::session::SessionState;
 use parhelion::protocol::postgres::startup::parse_first;
-use parhelion::protocol::postgres::statements::{ConnStatements, Names, rewrite_unit};
+use parhelion::protocol::postgres::statements::{ConnStatements, Snapshot, rewrite_unit};
 use parhelion::protocol::postgres::tracker::{ClientEvent, ServerEvent, Tracker};
 use parhelion::protocol::postgres::{lexer, sql};
 use postgres_protocol::message::backend::Message;
@@ -237,7 +237,7 @@ proptest! {
             };
             let _ = Login::new(params).receive(&server, &mut out);
             let _ = parse_first(&client);
-            let _ = rewrite_unit(&client, &Names::new(), &ConnStatements::default());
+            let _ = rewrite_unit(&client, &Snapshot::default(), &ConnStatements::default());
             sql::classify(&client);
             sql::fingerprint(&client);
             sql::has_order_by(&client);
@@ -267,7 +267,7 @@ proptest! {
     ) {
         let unit = client.concat();
         let rewritten =
-            rewrite_unit(&unit, &Names::new(), &ConnStatements::default()).unwrap();
+            rewrite_unit(&unit, &Snapshot::default(), &ConnStatements::default()).unwrap();
         let tags = |bytes: &[u8]| {
             let (mut framer, mut at, mut tags) = (MessageFramer::client(), 0, Vec::new());
             while at < bytes.len() {

@@ -1,5 +1,8 @@
 //! Named prepared statements, carried from a client's session to mirror connections that serve many clients.
 //!
+//! The unnamed statement is carried too: a driver that parses in one unit and binds in the next must not meet another
+//! client's unnamed statement on the mirror.
+//!
 //! On the mirror a statement is named by its content, so that equal statements of all clients are one. Within a unit only the names in
 //! Parse, Bind and Describe change; a Close is left as it is (it names nothing there, which is no error) because another name of
 //! the same content may still be in use.
@@ -11,6 +14,7 @@ use std::rc::Rc;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::framer::{FrameError, MessageFramer};
+use super::sql::{self, Class};
 use super::startup::split_cstr;
 use super::tracker::{CycleDone, Named};
 
@@ -31,20 +35,56 @@ pub type StatementId = u128;
 pub struct Statement {
     /// Hash of `content`.
     pub id: StatementId,
+    /// What it may do.
+    pub class: Class,
+    /// Its rows have an order of their own.
+    pub ordered: bool,
     /// The Parse message's body behind the name.
     pub content: Box<[u8]>,
+}
+
+impl Statement {
+    fn new(content: &[u8]) -> Self {
+        let sql = split_cstr(content).map_or(content, |(sql, _)| sql);
+        Self {
+            id: xxh3_128(content),
+            class: sql::classify(sql),
+            ordered: sql::has_order_by(sql),
+            content: content.into(),
+        }
+    }
+
+    /// Its text.
+    pub fn sql(&self) -> &[u8] {
+        split_cstr(&self.content).map_or(&self.content, |(sql, _)| sql)
+    }
 }
 
 /// Names and what they stand for.
 pub type Names = HashMap<Box<[u8]>, Rc<Statement>>;
 
-/// The names as they were when a unit began; costs one reference count.
-pub type Snapshot = Rc<Names>;
+/// The statements as they were when a unit began; costs two reference counts.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    names: Rc<Names>,
+    unnamed: Option<Rc<Statement>>,
+}
+
+impl Snapshot {
+    /// A statement by its name; the empty name is the unnamed one.
+    pub fn get(&self, name: &[u8]) -> Option<&Rc<Statement>> {
+        if name.is_empty() {
+            self.unnamed.as_ref()
+        } else {
+            self.names.get(name)
+        }
+    }
+}
 
 /// The named statements of one client. Believes what the client sent and takes back what the primary refused.
 #[derive(Debug, Default)]
 pub struct ClientStatements {
-    names: Rc<Names>,
+    now: Snapshot,
     bytes: usize,
     pending: VecDeque<Pending>,
     lost: u64,
@@ -63,6 +103,7 @@ impl ClientStatements {
     /// A Parse or Close of the client, in the cycle that the tracker named.
     pub fn observe(&mut self, named: &Named<'_>, cycle: u64) {
         match *named {
+            Named::Bind { .. } => {}
             Named::Close { name } => self.forget(name),
             Named::Parse {
                 name,
@@ -71,17 +112,14 @@ impl ClientStatements {
             } => {
                 let content = body.and_then(split_cstr).map(|(_, content)| content);
                 let room = CLIENT_STATEMENT_BYTES_MAX.saturating_sub(self.bytes);
-                let full = self.names.len() >= CLIENT_STATEMENTS_MAX;
-                let before = self.names.get(name).cloned();
+                let full = self.now.names.len() >= CLIENT_STATEMENTS_MAX;
+                let before = self.now.get(name).cloned();
                 self.forget(name);
                 let Some(content) = content.filter(|c| !full && c.len() <= room) else {
                     self.lost += 1;
                     return;
                 };
-                let made = Rc::new(Statement {
-                    id: xxh3_128(content),
-                    content: content.into(),
-                });
+                let made = Rc::new(Statement::new(content));
                 self.put(name.into(), Rc::clone(&made));
                 if self.pending.len() < PENDING_MAX {
                     let name = name.into();
@@ -108,7 +146,7 @@ impl ClientStatements {
                 return;
             };
             let failed = done.had_error && pending.ordinal >= done.parsed;
-            let current = self.names.get(&pending.name);
+            let current = self.now.get(&pending.name);
             if failed && current.is_some_and(|now| Rc::ptr_eq(now, &pending.made)) {
                 self.forget(&pending.name);
                 if let Some(before) = pending.before {
@@ -118,30 +156,46 @@ impl ClientStatements {
         }
     }
 
-    /// DEALLOCATE ALL or DISCARD ALL.
+    /// DEALLOCATE ALL or DISCARD ALL: the unnamed statement stays.
     pub fn clear(&mut self) {
-        self.names = Rc::default();
-        self.bytes = 0;
+        self.now.names = Rc::default();
+        self.bytes = self
+            .now
+            .unnamed
+            .as_ref()
+            .map_or(0, |unnamed| unnamed.content.len());
         self.pending.clear();
     }
 
     /// DEALLOCATE of one, or a Close.
     pub fn forget(&mut self, name: &[u8]) {
-        if self.names.contains_key(name)
-            && let Some(old) = Rc::make_mut(&mut self.names).remove(name)
-        {
-            self.bytes -= old.content.len() + name.len();
-        }
+        let old = if name.is_empty() {
+            self.now.unnamed.take()
+        } else if self.now.names.contains_key(name) {
+            Rc::make_mut(&mut self.now.names).remove(name)
+        } else {
+            None
+        };
+        self.bytes -= old.map_or(0, |old| old.content.len() + name.len());
     }
 
     fn put(&mut self, name: Box<[u8]>, statement: Rc<Statement>) {
         self.bytes += statement.content.len() + name.len();
-        Rc::make_mut(&mut self.names).insert(name, statement);
+        if name.is_empty() {
+            self.now.unnamed = Some(statement);
+        } else {
+            Rc::make_mut(&mut self.now.names).insert(name, statement);
+        }
+    }
+
+    /// A statement by its name; the empty name is the unnamed one.
+    pub fn get(&self, name: &[u8]) -> Option<&Rc<Statement>> {
+        self.now.get(name)
     }
 
     /// The names now, for a unit that begins now.
     pub fn snapshot(&self) -> Snapshot {
-        Rc::clone(&self.names)
+        self.now.clone()
     }
 
     /// Bytes held.
@@ -210,7 +264,7 @@ impl Rewritten<'_> {
 /// [`ClientStatements::snapshot`] of when the unit began.
 pub fn rewrite_unit<'a>(
     unit: &'a [u8],
-    names: &Names,
+    names: &Snapshot,
     conn: &ConnStatements,
 ) -> Result<Rewritten<'a>, FrameError> {
     let mut writer = Writer {
@@ -255,7 +309,7 @@ pub fn rewrite_unit<'a>(
 struct Writer<'n> {
     /// The new bytes, once something differs.
     out: Option<Vec<u8>>,
-    names: &'n Names,
+    names: &'n Snapshot,
     conn: &'n ConnStatements,
     /// Names that the unit itself has parsed (`Some`) or closed (`None`) by now.
     own: HashMap<Vec<u8>, Option<StatementId>>,
@@ -271,12 +325,14 @@ impl Writer<'_> {
     fn message(&mut self, tag: u8, body: &[u8], before: &[u8]) -> bool {
         match tag {
             b'P' => {
-                let Some((name, content)) = split_cstr(body).filter(|(name, _)| !name.is_empty())
-                else {
+                let Some((name, content)) = split_cstr(body) else {
                     return false;
                 };
                 let id = xxh3_128(content);
                 self.own.insert(name.to_vec(), Some(id));
+                if name.is_empty() {
+                    return false;
+                }
                 let out = self.out.get_or_insert_with(|| before.to_vec());
                 push_prepare(out, id, content);
                 self.note_prepared(id);
@@ -310,10 +366,9 @@ impl Writer<'_> {
 
     /// A message with a statement's name in it.
     fn renamed(&mut self, tag: u8, head: &[u8], name: &[u8], rest: &[u8], before: &[u8]) -> bool {
-        if name.is_empty() {
-            return false;
-        }
         let id = match self.own.get(name) {
+            // The unit's own unnamed statement is there under no name.
+            Some(Some(_)) if name.is_empty() => return false,
             Some(Some(id)) => *id,
             Some(None) => return false,
             None => {
@@ -444,7 +499,7 @@ mod tests {
         ]
         .concat();
         let mut conn = ConnStatements::default();
-        let id = client.snapshot()[&b"s1"[..]].id;
+        let id = client.get(b"s1").unwrap().id;
         let first = rewrite_unit(&unit, &client.snapshot(), &conn).unwrap();
         let name = mirror_name(id);
         let expected = [
@@ -471,6 +526,19 @@ mod tests {
     }
 
     #[test]
+    fn an_unnamed_statement_of_an_earlier_unit_is_bound_by_its_content() {
+        let mut client = ClientStatements::default();
+        observed(&mut client, b"", "select 7 order by 1", 1);
+        assert!(client.get(b"").unwrap().ordered);
+        let unit = [message(b'B', b"\0\0rest"), message(b'S', b"")].concat();
+        let conn = ConnStatements::default();
+        let rewritten = rewrite_unit(&unit, &client.snapshot(), &conn).unwrap();
+        let name = mirror_name(client.get(b"").unwrap().id);
+        let bind = message(b'B', format!("\0{name}\0rest").as_bytes());
+        assert!(rewritten.bytes.starts_with(&bind) && !rewritten.prepare_first.is_empty());
+    }
+
+    #[test]
     fn a_unit_without_named_statements_is_not_copied() {
         let unit = [
             message(b'P', b"\0select 1\0\0\0"),
@@ -478,7 +546,8 @@ mod tests {
             message(b'S', b""),
         ]
         .concat();
-        let rewritten = rewrite_unit(&unit, &Names::new(), &ConnStatements::default()).unwrap();
+        let rewritten =
+            rewrite_unit(&unit, &Snapshot::default(), &ConnStatements::default()).unwrap();
         assert!(matches!(rewritten.bytes, Cow::Borrowed(_)) && !rewritten.unknown);
     }
 
@@ -512,14 +581,14 @@ mod tests {
         let mut client = ClientStatements::default();
         observed(&mut client, b"s", "select 1", 1);
         client.settle(&done(1, false, 1));
-        let before = client.snapshot()[&b"s"[..]].id;
+        let before = client.get(b"s").unwrap().id;
         observed(&mut client, b"s", "select 2", 2);
-        assert_ne!(client.snapshot()[&b"s"[..]].id, before);
+        assert_ne!(client.get(b"s").unwrap().id, before);
         client.settle(&done(2, true, 0));
-        assert_eq!(client.snapshot()[&b"s"[..]].id, before);
+        assert_eq!(client.get(b"s").unwrap().id, before);
         observed(&mut client, b"t", "selekt", 3);
         client.settle(&done(3, true, 0));
-        assert!(!client.snapshot().contains_key(&b"t"[..]));
+        assert!(client.get(b"t").is_none());
     }
 
     #[test]
@@ -529,7 +598,7 @@ mod tests {
             observed(&mut client, format!("s{n}").as_bytes(), &"x".repeat(600), n);
         }
         assert!(client.bytes() <= CLIENT_STATEMENT_BYTES_MAX + 8);
-        assert!(client.snapshot().len() <= CLIENT_STATEMENTS_MAX && client.lost() > 0);
+        assert!(client.snapshot().names.len() <= CLIENT_STATEMENTS_MAX && client.lost() > 0);
         let unit = message(b'B', b"\0s4999\0");
         let conn = ConnStatements::default();
         assert!(
@@ -544,7 +613,7 @@ mod tests {
         let mut conn = ConnStatements::default();
         for n in 0..CONN_STATEMENTS_MAX + 50 {
             let unit = message(b'P', format!("s\0select {n}\0\0\0").as_bytes());
-            let rewritten = rewrite_unit(&unit, &Names::new(), &conn).unwrap();
+            let rewritten = rewrite_unit(&unit, &Snapshot::default(), &conn).unwrap();
             conn.settle(&rewritten, false);
         }
         assert_eq!(conn.have.len(), CONN_STATEMENTS_MAX);

@@ -6,6 +6,9 @@ use super::{
     Violation,
 };
 
+/// How much of a Bind is captured: the names of portal and statement, which PostgreSQL's own clients keep under 64 bytes.
+const BIND_CAPTURE_MAX: usize = 1024;
+
 /// A stretch of one cycle's bytes that has not been reported yet.
 #[derive(Default)]
 struct Span {
@@ -70,7 +73,7 @@ impl Tracker {
                         span.start = at;
                     }
                     span.end = end;
-                    if self.capture_statements && matches!(tag, b'Q' | b'P' | b'C') {
+                    if self.capture_statements && matches!(tag, b'Q' | b'P' | b'B' | b'C') {
                         self.client
                             .statement(tag, advance.body_offset, body, advance.done, on);
                     }
@@ -121,8 +124,12 @@ impl Tracker {
 impl ClientSide {
     /// Collects the body of a Query, Parse or Close and reports it with its last part.
     fn statement(&mut self, tag: u8, offset: usize, part: &[u8], done: bool, on: Sink<'_>) {
-        let Some((body, truncated)) = self.capture.feed(offset, part, done, STATEMENT_CAPTURE_MAX)
-        else {
+        let max = if tag == b'B' {
+            BIND_CAPTURE_MAX
+        } else {
+            STATEMENT_CAPTURE_MAX
+        };
+        let Some((body, truncated)) = self.capture.feed(offset, part, done, max) else {
             return;
         };
         match tag {
@@ -144,22 +151,24 @@ impl ClientSide {
                         extended: true,
                     };
                     on(ClientEvent::Statement(text));
-                    if !name.is_empty() {
-                        let body = (!truncated).then_some(body);
-                        on(ClientEvent::Named(Named::Parse {
-                            name,
-                            body,
-                            ordinal: self.parses,
-                        }));
-                    }
+                    let body = (!truncated).then_some(body);
+                    on(ClientEvent::Named(Named::Parse {
+                        name,
+                        body,
+                        ordinal: self.parses,
+                    }));
+                }
+            }
+            b'B' => {
+                if let Some((name, _)) = split_cstr(body).and_then(|(_, rest)| split_cstr(rest)) {
+                    on(ClientEvent::Named(Named::Bind { name }));
                 }
             }
             _ => {
                 if let Some((b'S', rest)) = body.split_first() {
-                    let name = until_nul(rest);
-                    if !name.is_empty() {
-                        on(ClientEvent::Named(Named::Close { name }));
-                    }
+                    on(ClientEvent::Named(Named::Close {
+                        name: until_nul(rest),
+                    }));
                 }
             }
         }

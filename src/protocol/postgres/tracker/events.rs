@@ -34,7 +34,7 @@ pub enum ClientEvent<'a> {
     },
     /// The text of a Query or Parse message of the newest cycle. Comes before the bytes that end the message.
     Statement(StatementText<'a>),
-    /// A named statement is made or closed. Comes before the bytes that end the message.
+    /// A prepared statement, named or not, is made, used or closed. Comes before the bytes that end the message.
     Named(Named<'a>),
     /// Bytes of a password, SASL or GSS message: never data, never to be shown.
     Password {
@@ -59,21 +59,26 @@ pub struct StatementText<'a> {
     pub extended: bool,
 }
 
-/// What happens to a named prepared statement. It takes effect only if the server agrees.
+/// What happens to a prepared statement. The unnamed one has the empty name: it too outlives its cycle. It takes effect only if the server agrees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Named<'a> {
     /// A Parse message.
     Parse {
-        /// The statement's name, never empty.
+        /// The statement's name.
         name: &'a [u8],
         /// The message's body; `None` if it is larger than the tracker holds.
         body: Option<&'a [u8]>,
         /// How many Parse messages (named or not) came before it in the cycle; see [`CycleDone::parsed`].
         ordinal: u32,
     },
+    /// A Bind message: the statement is about to be executed.
+    Bind {
+        /// The statement's name.
+        name: &'a [u8],
+    },
     /// A Close message for a statement.
     Close {
-        /// The statement's name, never empty.
+        /// The statement's name.
         name: &'a [u8],
     },
 }

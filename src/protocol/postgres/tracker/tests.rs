@@ -64,6 +64,9 @@ impl Script {
                     ClientEvent::Named(Named::Parse { name, ordinal, .. }) => {
                         format!("named {} {ordinal}", String::from_utf8_lossy(name))
                     }
+                    ClientEvent::Named(Named::Bind { name }) => {
+                        format!("bind {}", String::from_utf8_lossy(name))
+                    }
                     ClientEvent::Named(Named::Close { name }) => {
                         format!("close {}", String::from_utf8_lossy(name))
                     }
@@ -140,10 +143,12 @@ fn the_messages_of_an_extended_cycle_are_one_stretch_of_bytes() {
             "opened 1",
             "sql select $1",
             "named s1 0",
+            "bind s1",
             &format!("bytes 1 {len} opens closes"),
             "opened 2",
             "sql select $1",
             "named s1 0",
+            "bind s1",
             &format!("bytes 2 {len} opens closes"),
         ]
     );
