@@ -209,13 +209,16 @@ fn read_root(
         general: &general,
         databases: &databases,
         redis_sources: Vec::new(),
+        complete: false,
     };
     let mirroring = root.tables(f, "mirroring");
+    let mut named = mirroring.len();
     let mirroring: Vec<_> = mirroring
         .into_iter()
         .filter_map(|s| read_mirroring(s, f, &scope))
         .collect();
     let dual_write = root.tables(f, "dual_write");
+    named += dual_write.len();
     let dual_write: Vec<_> = dual_write
         .into_iter()
         .filter_map(|s| read_dual_write(s, f, &scope))
@@ -227,6 +230,7 @@ fn read_root(
     scope.redis_sources = (0..databases.len())
         .filter(|i| databases[*i].database.protocol == Protocol::Redis && !is_target(*i))
         .collect();
+    scope.complete = named == mirroring.len() + dual_write.len();
     let had_listeners = !listeners.is_empty();
     let listeners: Vec<_> = listeners
         .into_iter()
@@ -295,6 +299,7 @@ fn default_listeners(f: &mut Faults, scope: &Scope<'_>) -> Vec<(Listener, Place)
             let address = ListenAddress::Tcp(([0, 0, 0, 0], 6479).into());
             listeners.push(make(address, Protocol::Redis, Some(*only)));
         }
+        _ if !scope.complete => {}
         _ => {
             let problem = "is missing, and there are several Redis databases to choose from";
             let way_out = "add [[listeners]] with address, protocol = \"redis\" and database";

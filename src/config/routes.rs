@@ -26,6 +26,8 @@ pub(super) struct Scope<'a> {
     pub databases: &'a [DatabaseEntry],
     /// Redis databases that nothing is copied to: where clients may go who name none.
     pub redis_sources: Vec<usize>,
+    /// Every name in `[[mirroring]]` and `[[dual_write]]` was found, so that `redis_sources` is right.
+    pub complete: bool,
 }
 
 impl Scope<'_> {
@@ -134,6 +136,7 @@ fn read_address(s: &mut Section<'_, '_>, f: &mut Faults) -> Option<ListenAddress
 fn only_redis_source(s: &Section<'_, '_>, f: &mut Faults, scope: &Scope<'_>) -> Option<usize> {
     match scope.redis_sources.as_slice() {
         [only] => Some(*only),
+        _ if !scope.complete => None,
         several => {
             let names: Vec<&str> = several
                 .iter()

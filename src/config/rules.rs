@@ -279,7 +279,10 @@ impl<'a> Check<'a> {
     fn mirror_logins(&mut self) {
         for (mirroring, place) in self.config.mirroring.iter().zip(&self.places.mirroring) {
             let database = &self.config.databases[mirroring.destination];
-            if database.protocol != Protocol::Postgres || database.user.is_some() {
+            if database.protocol != Protocol::Postgres
+                || database.user.is_some()
+                || self.same(mirroring.source, mirroring.destination)
+            {
                 continue;
             }
             let mut users = self
