@@ -39,7 +39,13 @@ pub(super) fn read_database(
         .map_or(Protocol::Postgres, |at| at.value);
     if protocol == Protocol::Postgres && name == ADMIN {
         let problem = "\"admin\" is the name of the admin console";
-        s.refuse(f, s.line_of("name"), "name", problem, "choose another and keep database_name");
+        s.refuse(
+            f,
+            s.line_of("name"),
+            "name",
+            problem,
+            "choose another and keep database_name",
+        );
     }
     let endpoint = read_endpoint(&mut s, f, protocol);
     let mut database = Database::new(name, protocol, endpoint);
@@ -48,18 +54,23 @@ pub(super) fn read_database(
     }
     database.user = s.text(f, "user").map(|at| at.value);
     database.password = read_password(&mut s, f, base);
-    database.pool_size =
-        s.integer(f, "pool_size", 1..=10_000).map_or(pool_size, |at| at.value as usize);
-    database.auth =
-        s.word(f, "auth", Auth::WORDS, Auth::from_word).map_or(database.auth, |at| at.value);
+    database.pool_size = s
+        .integer(f, "pool_size", 1..=10_000)
+        .map_or(pool_size, |at| at.value as usize);
+    database.auth = s
+        .word(f, "auth", Auth::WORDS, Auth::from_word)
+        .map_or(database.auth, |at| at.value);
     database.pool_mode = s
         .word(f, "pool_mode", PoolMode::WORDS, PoolMode::from_word)
         .map_or(database.pool_mode, |at| at.value);
-    database.tls =
-        s.word(f, "tls", TlsMode::WORDS, TlsMode::from_word).map_or(database.tls, |at| at.value);
+    database.tls = s
+        .word(f, "tls", TlsMode::WORDS, TlsMode::from_word)
+        .map_or(database.tls, |at| at.value);
     database.tls_ca = read_path(&mut s, f, "tls_ca", base);
     // Redis itself takes any number up to that of its `databases` directive, an int.
-    database.db = s.integer(f, "db", 0..=i32::MAX as u64).map_or(0, |at| at.value as u32);
+    database.db = s
+        .integer(f, "db", 0..=i32::MAX as u64)
+        .map_or(0, |at| at.value as u32);
     check_protocol_keys(&s, f, &database);
     check_tls(&s, f, &database);
     check_pgdog_role(&mut s, f);
@@ -81,9 +92,16 @@ pub(super) fn read_database(
 fn read_endpoint(s: &mut Section<'_, '_>, f: &mut Faults, protocol: Protocol) -> Endpoint {
     let port = s.integer(f, "port", 1..=65_535).map(|at| at.value as u16);
     let port = port.unwrap_or(default_port(protocol));
-    let nowhere = Endpoint::Tcp { host: String::new(), port };
+    let nowhere = Endpoint::Tcp {
+        host: String::new(),
+        port,
+    };
     let Some(at) = s.text(f, "host") else {
-        s.missing(f, "host", "write e.g. host = \"10.0.0.1\", or the folder of a unix socket");
+        s.missing(
+            f,
+            "host",
+            "write e.g. host = \"10.0.0.1\", or the folder of a unix socket",
+        );
         return nowhere;
     };
     match Endpoint::from_host_port(&at.value, port, protocol) {
@@ -99,11 +117,23 @@ fn read_endpoint(s: &mut Section<'_, '_>, f: &mut Faults, protocol: Protocol) ->
 fn check_protocol_keys(s: &Section<'_, '_>, f: &mut Faults, database: &Database) {
     let (others, owner): (&[&str], _) = match database.protocol {
         Protocol::Postgres => (&["db"], "Redis"),
-        Protocol::Redis => (&["database_name", "auth", "pool_mode", "role", "shard"], "Postgres"),
+        Protocol::Redis => (
+            &["database_name", "auth", "pool_mode", "role", "shard"],
+            "Postgres",
+        ),
     };
     for key in others.iter().filter(|key| s.has(key)) {
-        let way_out = format!("remove it, or write protocol = \"{}\"", owner.to_lowercase());
-        s.refuse(f, s.line_of(key), key, format!("is for {owner} only"), way_out);
+        let way_out = format!(
+            "remove it, or write protocol = \"{}\"",
+            owner.to_lowercase()
+        );
+        s.refuse(
+            f,
+            s.line_of(key),
+            key,
+            format!("is for {owner} only"),
+            way_out,
+        );
     }
 }
 
@@ -111,7 +141,8 @@ fn check_tls(s: &Section<'_, '_>, f: &mut Faults, database: &Database) {
     let line = s.line_of("tls");
     let tls = database.tls;
     if database.protocol == Protocol::Redis && tls == TlsMode::Prefer {
-        let problem = "\"prefer\" is not possible: Redis cannot switch to TLS on an open connection";
+        let problem =
+            "\"prefer\" is not possible: Redis cannot switch to TLS on an open connection";
         s.refuse(f, line, "tls", problem, "write \"require\" or \"disable\"");
     }
     let verifies = matches!(tls, TlsMode::VerifyCa | TlsMode::VerifyFull);
@@ -144,15 +175,24 @@ fn read_password(s: &mut Section<'_, '_>, f: &mut Faults, base: &Path) -> Option
     let file = s.text(f, "password_file");
     if let (Some(_), Some(at)) = (&inline, &file) {
         let way_out = "keep password_file";
-        s.refuse(f, at.line, "password_file", "stands beside password", way_out);
+        s.refuse(
+            f,
+            at.line,
+            "password_file",
+            "stands beside password",
+            way_out,
+        );
     }
-    let Some(at) = file else { return inline.map(|at| at.value) };
+    let Some(at) = file else {
+        return inline.map(|at| at.value);
+    };
     let path = files::resolve(base, &at.value);
     match files::read_secret(&path) {
         Ok(read) => {
             if read.world_readable {
                 let problem = format!("{} can be read by every user", path.display());
-                f.warnings.push(s.fault(at.line, "password_file", problem, "chmod 600 it"));
+                f.warnings
+                    .push(s.fault(at.line, "password_file", problem, "chmod 600 it"));
             }
             Some(read.secret)
         }
@@ -176,7 +216,13 @@ pub(super) fn read_path(
     let path = files::resolve(base, &at.value);
     if let Err(error) = files::readable(&path) {
         let problem = format!("cannot read {}: {error}", path.display());
-        s.refuse(f, at.line, key, problem, "write the path of a readable PEM file");
+        s.refuse(
+            f,
+            at.line,
+            key,
+            problem,
+            "write the path of a readable PEM file",
+        );
     }
     Some(path)
 }
@@ -201,7 +247,13 @@ pub(super) fn read_user(
     if let Some(at) = &verifier {
         if !is_scram_verifier(at.value.expose()) {
             let way_out = "write SCRAM-SHA-256$ITERATIONS:SALT$STORED:SERVER as in pg_authid";
-            s.refuse(f, at.line, "scram_verifier", "is not a SCRAM verifier", way_out);
+            s.refuse(
+                f,
+                at.line,
+                "scram_verifier",
+                "is not a SCRAM verifier",
+                way_out,
+            );
         }
     }
     let line = s.line;
@@ -222,7 +274,10 @@ fn resolve_user_database(
     at: At<String>,
     databases: &[DatabaseEntry],
 ) -> Option<Option<usize>> {
-    if let Some(index) = databases.iter().position(|entry| entry.database.name == at.value) {
+    if let Some(index) = databases
+        .iter()
+        .position(|entry| entry.database.name == at.value)
+    {
         return Some(Some(index));
     }
     if at.value == ADMIN {
@@ -230,14 +285,24 @@ fn resolve_user_database(
     }
     let known: Vec<&str> = databases.iter().map(|e| e.database.name.as_str()).collect();
     let way_out = format!("[[databases]] has {}", known.join(", "));
-    s.refuse(f, at.line, "database", format!("there is no database {:?}", at.value), way_out);
+    s.refuse(
+        f,
+        at.line,
+        "database",
+        format!("there is no database {:?}", at.value),
+        way_out,
+    );
     None
 }
 
 /// Whether this has the form of `pg_authid.rolpassword` for SCRAM-SHA-256.
 fn is_scram_verifier(text: &str) -> bool {
-    let Some(rest) = text.strip_prefix("SCRAM-SHA-256$") else { return false };
-    let Some((first, second)) = rest.split_once('$') else { return false };
+    let Some(rest) = text.strip_prefix("SCRAM-SHA-256$") else {
+        return false;
+    };
+    let Some((first, second)) = rest.split_once('$') else {
+        return false;
+    };
     let (Some((iterations, salt)), Some((stored, server))) =
         (first.split_once(':'), second.split_once(':'))
     else {
@@ -258,11 +323,22 @@ fn is_scram_verifier(text: &str) -> bool {
 pub(super) fn check_names(file: &str, f: &mut Faults, databases: &[DatabaseEntry]) {
     for (index, entry) in databases.iter().enumerate() {
         let name = &entry.database.name;
-        let first = databases[..index].iter().find(|other| other.database.name == *name);
+        let first = databases[..index]
+            .iter()
+            .find(|other| other.database.name == *name);
         if let (Some(first), false) = (first, name.is_empty()) {
-            let problem = format!("{name:?} is already the name of the one in line {}", first.file_line);
+            let problem = format!(
+                "{name:?} is already the name of the one in line {}",
+                first.file_line
+            );
             let way_out = "give each database a name of its own";
-            f.errors.push(fault(file, entry.file_line, "databases.name", problem, way_out));
+            f.errors.push(fault(
+                file,
+                entry.file_line,
+                "databases.name",
+                problem,
+                way_out,
+            ));
         }
     }
 }

@@ -47,7 +47,10 @@ pub(super) fn read_secret(path: &Path) -> io::Result<SecretFile> {
         return Err(io::Error::other("it holds more than one line"));
     }
     let world_readable = fs::metadata(path)?.permissions().mode() & 0o004 != 0;
-    Ok(SecretFile { secret: Secret::new(secret), world_readable })
+    Ok(SecretFile {
+        secret: Secret::new(secret),
+        world_readable,
+    })
 }
 
 /// Whether this process can open the file for reading.

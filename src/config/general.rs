@@ -8,9 +8,7 @@ use super::address::{parse_listen_ip, parse_socket_addr};
 use super::files;
 use super::pgdog;
 use super::reader::{At, Faults, Section};
-use super::types::{
-    Cores, General, LogFormat, MirrorPoolMode, Pace, RingConfig, Sentry,
-};
+use super::types::{Cores, General, LogFormat, MirrorPoolMode, Pace, RingConfig, Sentry};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -53,7 +51,12 @@ pub(super) fn read_general(
     let g = d.general;
     let f = faults;
     let idle_max = 30 * DAY;
-    let idle = s.duration(f, "client_idle_timeout", Duration::ZERO, Duration::ZERO..=idle_max);
+    let idle = s.duration(
+        f,
+        "client_idle_timeout",
+        Duration::ZERO,
+        Duration::ZERO..=idle_max,
+    );
     let general = General {
         cores: read_cores(&mut s, f, cpus),
         control: read_control(&mut s, f, g.control),
@@ -63,10 +66,17 @@ pub(super) fn read_general(
         mirror_queue_bytes: s.size(f, "mirror_queue_bytes", g.mirror_queue_bytes, 4 * KIB..=GIB),
         mirror_memory: s.size(f, "mirror_memory", g.mirror_memory, MIB..=1024 * GIB),
         mirror_exposure: s.share(f, "mirror_exposure").unwrap_or(g.mirror_exposure),
-        pace: s.word(f, "pace", Pace::WORDS, Pace::from_word).map_or(g.pace, |at| at.value),
+        pace: s
+            .word(f, "pace", Pace::WORDS, Pace::from_word)
+            .map_or(g.pace, |at| at.value),
         mirror_timeout: s.duration(f, "mirror_timeout", g.mirror_timeout, MS..=DAY),
         mirror_pool_mode: s
-            .word(f, "mirror_pool_mode", MirrorPoolMode::WORDS, MirrorPoolMode::from_word)
+            .word(
+                f,
+                "mirror_pool_mode",
+                MirrorPoolMode::WORDS,
+                MirrorPoolMode::from_word,
+            )
             .map_or(g.mirror_pool_mode, |at| at.value),
         connect_timeout: s.duration(f, "connect_timeout", g.connect_timeout, MS..=DAY),
         client_idle_timeout: (!idle.is_zero()).then_some(idle),
@@ -113,7 +123,9 @@ fn read_control(
     faults: &mut Faults,
     default: Option<SocketAddr>,
 ) -> Option<SocketAddr> {
-    let Some(at) = s.string(faults, "control") else { return default };
+    let Some(at) = s.string(faults, "control") else {
+        return default;
+    };
     if at.value == "off" {
         return None;
     }
@@ -130,7 +142,10 @@ fn read_control(
 fn read_host(s: &mut Section<'_, '_>, faults: &mut Faults) -> Option<At<IpAddr>> {
     let at = s.text(faults, "host")?;
     match parse_listen_ip(&at.value) {
-        Ok(ip) => Some(At { value: ip, line: at.line }),
+        Ok(ip) => Some(At {
+            value: ip,
+            line: at.line,
+        }),
         Err(problem) => {
             s.refuse(faults, at.line, "host", problem, "write e.g. \"0.0.0.0\"");
             None
@@ -142,7 +157,10 @@ fn read_cores(s: &mut Section<'_, '_>, faults: &mut Faults, cpus: &[usize]) -> C
     match s.cpu_list(faults, "cores") {
         None => Cores::All,
         Some(At { value: None, .. }) => Cores::All,
-        Some(At { value: Some(list), line }) => {
+        Some(At {
+            value: Some(list),
+            line,
+        }) => {
             check_cpus(s, faults, line, &list, cpus);
             Cores::List(list)
         }
@@ -163,9 +181,21 @@ pub(super) fn check_cpus(
     }
     for (index, cpu) in list.iter().enumerate() {
         if list[..index].contains(cpu) {
-            s.refuse(faults, line, "cores", format!("CPU {cpu} stands there twice"), "name it once");
+            s.refuse(
+                faults,
+                line,
+                "cores",
+                format!("CPU {cpu} stands there twice"),
+                "name it once",
+            );
         } else if !available.contains(cpu) {
-            s.refuse(faults, line, "cores", format!("CPU {cpu} is not available"), &way_out);
+            s.refuse(
+                faults,
+                line,
+                "cores",
+                format!("CPU {cpu} is not available"),
+                &way_out,
+            );
         }
     }
 }
@@ -185,7 +215,12 @@ pub(super) fn read_ring(mut s: Section<'_, '_>, faults: &mut Faults) -> RingConf
     let spin_max = Duration::from_millis(100);
     let busy_poll = s.duration(faults, "busy_poll", d.busy_poll, Duration::ZERO..=spin_max);
     s.finish(faults, |_| None);
-    RingConfig { entries: entries as u32, slabs: slabs as u16, slab_size, busy_poll }
+    RingConfig {
+        entries: entries as u32,
+        slabs: slabs as u16,
+        slab_size,
+        busy_poll,
+    }
 }
 
 fn power_of_two(
@@ -209,7 +244,9 @@ pub(super) fn read_sentry(mut s: Section<'_, '_>, faults: &mut Faults) -> Sentry
     let dsn = s.secret(faults, "dsn");
     if let Some(at) = &dsn {
         let text = at.value.expose();
-        let address = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+        let address = text
+            .strip_prefix("https://")
+            .or_else(|| text.strip_prefix("http://"));
         if !address.is_some_and(|rest| rest.contains('@') && rest.contains('/')) {
             // The DSN holds a key: it is not shown.
             let way_out = "write https://KEY@HOST/PROJECT as Sentry shows it, or \"\" for none";
@@ -218,7 +255,9 @@ pub(super) fn read_sentry(mut s: Section<'_, '_>, faults: &mut Faults) -> Sentry
     }
     let sentry = Sentry {
         dsn: dsn.map(|at| at.value),
-        environment: s.text(faults, "environment").map_or(d.environment, |at| at.value),
+        environment: s
+            .text(faults, "environment")
+            .map_or(d.environment, |at| at.value),
         sample_rate: s.share(faults, "sample_rate").unwrap_or(d.sample_rate),
     };
     s.finish(faults, |_| None);

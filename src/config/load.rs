@@ -60,9 +60,14 @@ pub fn load_with_warnings(
     users: Option<&Path>,
     cpus: &[usize],
 ) -> Result<Loaded, ConfigErrors> {
-    let text = read(config, "write the configuration there or name it with --config")?;
+    let text = read(
+        config,
+        "write the configuration there or name it with --config",
+    )?;
     let beside = config.with_file_name("users.toml");
-    let users = users.map(Path::to_path_buf).or_else(|| beside.is_file().then_some(beside));
+    let users = users
+        .map(Path::to_path_buf)
+        .or_else(|| beside.is_file().then_some(beside));
     let users = match users {
         Some(path) => {
             let text = read(&path, "name the file with --users")?;
@@ -70,8 +75,15 @@ pub fn load_with_warnings(
         }
         None => None,
     };
-    let users = users.as_ref().map(|(path, text)| (path.as_path(), text.as_str()));
-    let mut loaded = parse(&Input { file: config, text: &text, users, cpus })?;
+    let users = users
+        .as_ref()
+        .map(|(path, text)| (path.as_path(), text.as_str()));
+    let mut loaded = parse(&Input {
+        file: config,
+        text: &text,
+        users,
+        cpus,
+    })?;
     if let Some((path, text)) = users {
         // Passwords in the file itself; those in files of their own were looked at where they were read.
         let inline = text.contains("password") && !loaded.config.users.is_empty();
@@ -109,7 +121,10 @@ pub fn parse(input: &Input<'_>) -> Result<Loaded, ConfigErrors> {
     let source = Source::new(&file, input.text);
     let mut faults = Faults::default();
     let table = parse_toml(&source, &mut faults);
-    let users_file = input.users.map(|(path, _)| path.display().to_string()).unwrap_or_default();
+    let users_file = input
+        .users
+        .map(|(path, _)| path.display().to_string())
+        .unwrap_or_default();
     let users_source = Source::new(&users_file, input.users.map_or("", |(_, text)| text));
     let users_table = parse_toml(&users_source, &mut faults);
     let (Some(table), Some(users_table)) = (table, users_table) else {
@@ -124,9 +139,14 @@ pub fn parse(input: &Input<'_>) -> Result<Loaded, ConfigErrors> {
     faults.errors.extend(rules::check(&config, &places));
     faults.warnings.extend(rules::warn(&config, &places));
     if faults.errors.is_empty() {
-        return Ok(Loaded { config, warnings: faults.warnings });
+        return Ok(Loaded {
+            config,
+            warnings: faults.warnings,
+        });
     }
-    faults.errors.sort_by_key(|error| (error.file != file, error.line));
+    faults
+        .errors
+        .sort_by_key(|error| (error.file != file, error.line));
     Err(ConfigErrors(faults.errors))
 }
 
@@ -140,7 +160,9 @@ fn parse_toml<'i>(source: &Source<'i>, faults: &mut Faults) -> Option<DeTable<'i
     for error in &errors {
         let line = source.line(error.span().map_or(0, |span| span.start));
         let way_out = "see https://toml.io for the format";
-        faults.errors.push(fault(source.name, line, "", error.message(), way_out));
+        faults
+            .errors
+            .push(fault(source.name, line, "", error.message(), way_out));
     }
     errors.is_empty().then(|| table.into_inner())
 }
@@ -156,9 +178,15 @@ fn read_root(
     let base = folder(input.file);
     let general = root
         .table(f, "general")
-        .map_or_else(GeneralEntry::default, |s| read_general(s, f, base, input.cpus));
-    let ring = root.table(f, "ring").map_or_else(RingConfig::default, |s| read_ring(s, f));
-    let sentry = root.table(f, "sentry").map_or_else(Sentry::default, |s| read_sentry(s, f));
+        .map_or_else(GeneralEntry::default, |s| {
+            read_general(s, f, base, input.cpus)
+        });
+    let ring = root
+        .table(f, "ring")
+        .map_or_else(RingConfig::default, |s| read_ring(s, f));
+    let sentry = root
+        .table(f, "sentry")
+        .map_or_else(Sentry::default, |s| read_sentry(s, f));
     let listeners = root.tables(f, "listeners");
     let databases: Vec<DatabaseEntry> = root
         .tables(f, "databases")
@@ -166,7 +194,11 @@ fn read_root(
         .map(|s| read_database(s, f, base, general.pool_size))
         .collect();
     if databases.is_empty() {
-        root.missing(f, "databases", "add a [[databases]] entry with name and host");
+        root.missing(
+            f,
+            "databases",
+            "add a [[databases]] entry with name and host",
+        );
     }
     check_names(file, f, &databases);
 
@@ -177,13 +209,20 @@ fn read_root(
         general: &general,
         databases: &databases,
         redis_sources: Vec::new(),
+        complete: false,
     };
     let mirroring = root.tables(f, "mirroring");
-    let mirroring: Vec<_> =
-        mirroring.into_iter().filter_map(|s| read_mirroring(s, f, &scope)).collect();
+    let mut named = mirroring.len();
+    let mirroring: Vec<_> = mirroring
+        .into_iter()
+        .filter_map(|s| read_mirroring(s, f, &scope))
+        .collect();
     let dual_write = root.tables(f, "dual_write");
-    let dual_write: Vec<_> =
-        dual_write.into_iter().filter_map(|s| read_dual_write(s, f, &scope)).collect();
+    named += dual_write.len();
+    let dual_write: Vec<_> = dual_write
+        .into_iter()
+        .filter_map(|s| read_dual_write(s, f, &scope))
+        .collect();
     let is_target = |index: usize| {
         mirroring.iter().any(|(m, _)| m.destination == index)
             || dual_write.iter().any(|(d, _)| d.secondary == index)
@@ -191,9 +230,12 @@ fn read_root(
     scope.redis_sources = (0..databases.len())
         .filter(|i| databases[*i].database.protocol == Protocol::Redis && !is_target(*i))
         .collect();
+    scope.complete = named == mirroring.len() + dual_write.len();
     let had_listeners = !listeners.is_empty();
-    let listeners: Vec<_> =
-        listeners.into_iter().filter_map(|s| read_listener(s, f, &scope)).collect();
+    let listeners: Vec<_> = listeners
+        .into_iter()
+        .filter_map(|s| read_listener(s, f, &scope))
+        .collect();
     let listeners = if had_listeners {
         refuse_pgdog_listen(f, &scope);
         listeners
@@ -202,21 +244,38 @@ fn read_root(
     };
     root.finish(f, pgdog::sections);
     let users = read_users(users, f, users_base, &databases);
-    assemble(Parts { file, general, ring, sentry, databases, listeners, mirroring, dual_write, users })
+    assemble(Parts {
+        file,
+        general,
+        ring,
+        sentry,
+        databases,
+        listeners,
+        mirroring,
+        dual_write,
+        users,
+    })
 }
 
 fn refuse_pgdog_listen(f: &mut Faults, scope: &Scope<'_>) {
     if let Some(line) = scope.general.listen_line {
         let problem = "[[listeners]] says where to listen already";
         let way_out = "remove host and port from [general]";
-        f.errors.push(fault(scope.file, line, "general.host", problem, way_out));
+        f.errors
+            .push(fault(scope.file, line, "general.host", problem, way_out));
     }
 }
 
 /// Without `[[listeners]]`: Postgres where PgDog would listen, Redis on its customary port if it is clear for which.
 fn default_listeners(f: &mut Faults, scope: &Scope<'_>) -> Vec<(Listener, Place)> {
     let make = |address, protocol, database| {
-        let listener = Listener { address, protocol, database, cores: None, tls: None };
+        let listener = Listener {
+            address,
+            protocol,
+            database,
+            cores: None,
+            tls: None,
+        };
         let line = scope.general.listen_line.unwrap_or(1);
         let place = Place {
             file: scope.file.to_owned(),
@@ -226,7 +285,11 @@ fn default_listeners(f: &mut Faults, scope: &Scope<'_>) -> Vec<(Listener, Place)
         (listener, place)
     };
     let mut listeners = Vec::new();
-    if scope.databases.iter().any(|entry| entry.database.protocol == Protocol::Postgres) {
+    if scope
+        .databases
+        .iter()
+        .any(|entry| entry.database.protocol == Protocol::Postgres)
+    {
         let address = ListenAddress::Tcp(scope.general.listen);
         listeners.push(make(address, Protocol::Postgres, None));
     }
@@ -236,10 +299,12 @@ fn default_listeners(f: &mut Faults, scope: &Scope<'_>) -> Vec<(Listener, Place)
             let address = ListenAddress::Tcp(([0, 0, 0, 0], 6479).into());
             listeners.push(make(address, Protocol::Redis, Some(*only)));
         }
+        _ if !scope.complete => {}
         _ => {
             let problem = "is missing, and there are several Redis databases to choose from";
             let way_out = "add [[listeners]] with address, protocol = \"redis\" and database";
-            f.errors.push(fault(scope.file, 1, "listeners", problem, way_out));
+            f.errors
+                .push(fault(scope.file, 1, "listeners", problem, way_out));
         }
     }
     listeners
@@ -257,7 +322,11 @@ fn read_users(
         .into_iter()
         .filter_map(|s| read_user(s, f, base, databases))
         .map(|(user, line)| {
-            let place = Place { file: name.clone(), line: Some(line), key: "users.name".to_owned() };
+            let place = Place {
+                file: name.clone(),
+                line: Some(line),
+                key: "users.name".to_owned(),
+            };
             (user, place)
         })
         .collect();
@@ -285,8 +354,16 @@ fn assemble(parts: Parts<'_>) -> (Config, Places) {
     };
     let mut places = Places {
         control: Some(place(parts.general.control_line, "general.control")),
-        databases: parts.databases.iter().map(|e| place(e.host_line, "databases.host")).collect(),
-        auth: parts.databases.iter().map(|e| place(e.auth_line, "databases.auth")).collect(),
+        databases: parts
+            .databases
+            .iter()
+            .map(|e| place(e.host_line, "databases.host"))
+            .collect(),
+        auth: parts
+            .databases
+            .iter()
+            .map(|e| place(e.auth_line, "databases.auth"))
+            .collect(),
         ..Places::default()
     };
     let listeners;
@@ -301,7 +378,11 @@ fn assemble(parts: Parts<'_>) -> (Config, Places) {
         general: parts.general.general,
         ring: parts.ring,
         listeners,
-        databases: parts.databases.into_iter().map(|entry| entry.database).collect(),
+        databases: parts
+            .databases
+            .into_iter()
+            .map(|entry| entry.database)
+            .collect(),
         mirroring,
         dual_write,
         sentry: parts.sentry,

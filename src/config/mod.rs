@@ -23,8 +23,8 @@ pub use address::{Endpoint, ListenAddress, default_port, parse_listen_ip, parse_
 pub use error::{ConfigError, ConfigErrors};
 pub use load::{Input, Loaded, load, load_with_warnings, parse};
 pub use reload::{Change, Changes, apply, diff};
-pub use show::to_json;
 pub use secret::Secret;
+pub use show::to_json;
 pub use types::{
     Auth, Blocking, Compare, Config, Cores, Database, DualWrite, General, Level, Listener,
     ListenerTls, LogFormat, Login, MirrorPoolMode, Mirroring, Pace, PoolMode, Protocol, RedisMode,

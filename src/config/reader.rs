@@ -22,7 +22,11 @@ pub(super) struct Source<'a> {
 
 impl<'a> Source<'a> {
     pub fn new(name: &'a str, text: &'a str) -> Self {
-        Self { name, text, newlines: memchr::memchr_iter(b'\n', text.as_bytes()).collect() }
+        Self {
+            name,
+            text,
+            newlines: memchr::memchr_iter(b'\n', text.as_bytes()).collect(),
+        }
     }
 
     /// The line, from 1, that holds this byte.
@@ -79,11 +83,21 @@ impl<'s, 'i> Section<'s, 'i> {
         line: usize,
         table: &'s DeTable<'i>,
     ) -> Self {
-        Self { source, path: path.into(), line, table, known: Vec::new() }
+        Self {
+            source,
+            path: path.into(),
+            line,
+            table,
+            known: Vec::new(),
+        }
     }
 
     pub fn key(&self, key: &str) -> String {
-        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+        if self.path.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{}.{key}", self.path)
+        }
     }
 
     /// Reports a fault at a key's line.
@@ -121,12 +135,16 @@ impl<'s, 'i> Section<'s, 'i> {
 
     /// Whether the key holds `""`.
     pub fn is_empty_string(&self, key: &str) -> bool {
-        self.table.get(key).is_some_and(|value| value.get_ref().as_str() == Some(""))
+        self.table
+            .get(key)
+            .is_some_and(|value| value.get_ref().as_str() == Some(""))
     }
 
     /// The line of a key, or of the section if the key is not there.
     pub fn line_of(&self, key: &str) -> usize {
-        self.table.get(key).map_or(self.line, |value| self.source.line(value.span().start))
+        self.table
+            .get(key)
+            .map_or(self.line, |value| self.source.line(value.span().start))
     }
 
     fn take(&mut self, key: &'static str) -> Option<(&'s DeValue<'i>, usize)> {
@@ -142,7 +160,10 @@ impl<'s, 'i> Section<'s, 'i> {
                 self.refuse(faults, line, key, "holds a NUL byte", "remove it");
                 None
             }
-            Some(text) => Some(At { value: text.to_owned(), line }),
+            Some(text) => Some(At {
+                value: text.to_owned(),
+                line,
+            }),
             None => {
                 let problem = format!("{} stands where a string is expected", describe(value));
                 self.refuse(faults, line, key, problem, "write it in quotes");
@@ -165,7 +186,10 @@ impl<'s, 'i> Section<'s, 'i> {
                 self.refuse(faults, line, key, "holds a NUL byte", "remove it");
                 None
             }
-            Some(text) => Some(At { value: Secret::new(text), line }),
+            Some(text) => Some(At {
+                value: Secret::new(text),
+                line,
+            }),
             None => {
                 self.refuse(faults, line, key, "is not a string", "write it in quotes");
                 None
@@ -174,10 +198,18 @@ impl<'s, 'i> Section<'s, 'i> {
     }
 
     pub fn boolean(&mut self, faults: &mut Faults, key: &'static str, default: bool) -> bool {
-        let Some((value, line)) = self.take(key) else { return default };
+        let Some((value, line)) = self.take(key) else {
+            return default;
+        };
         value.as_bool().unwrap_or_else(|| {
             let problem = format!("{} is not true or false", describe(value));
-            self.refuse(faults, line, key, problem, "write true or false without quotes");
+            self.refuse(
+                faults,
+                line,
+                key,
+                problem,
+                "write true or false without quotes",
+            );
             default
         })
     }
@@ -237,7 +269,9 @@ impl<'s, 'i> Section<'s, 'i> {
         default: Duration,
         range: RangeInclusive<Duration>,
     ) -> Duration {
-        let Some((value, line)) = self.take(key) else { return default };
+        let Some((value, line)) = self.take(key) else {
+            return default;
+        };
         let example = format!("write e.g. \"{}\"", show_duration(default));
         let Some(text) = value.as_str() else {
             let (problem, way_out) = match integer_of(value) {
@@ -274,7 +308,9 @@ impl<'s, 'i> Section<'s, 'i> {
         default: usize,
         range: RangeInclusive<usize>,
     ) -> usize {
-        let Some((value, line)) = self.take(key) else { return default };
+        let Some((value, line)) = self.take(key) else {
+            return default;
+        };
         let example = format!("write e.g. \"{}\"", show_size(default));
         let Some(text) = value.as_str() else {
             let (problem, way_out) = match integer_of(value) {
@@ -313,7 +349,10 @@ impl<'s, 'i> Section<'s, 'i> {
     ) -> Option<At<T>> {
         let at = self.string(faults, key)?;
         if let Some(value) = parse(&at.value) {
-            return Some(At { value, line: at.line });
+            return Some(At {
+                value,
+                line: at.line,
+            });
         }
         let way_out = match nearest(&at.value, words) {
             Some(word) => format!("did you mean \"{word}\"? ({})", words.join(" | ")),
@@ -352,7 +391,10 @@ impl<'s, 'i> Section<'s, 'i> {
                 }
             }
         }
-        Some(At { value: Some(list), line })
+        Some(At {
+            value: Some(list),
+            line,
+        })
     }
 
     /// A table inside this one.
@@ -362,7 +404,13 @@ impl<'s, 'i> Section<'s, 'i> {
             Some(table) => Some(Section::new(self.source, self.key(key), line, table)),
             None => {
                 let problem = format!("{} is not a table", describe(value));
-                self.refuse(faults, line, key, problem, format!("write [{}]", self.key(key)));
+                self.refuse(
+                    faults,
+                    line,
+                    key,
+                    problem,
+                    format!("write [{}]", self.key(key)),
+                );
                 None
             }
         }
@@ -370,10 +418,18 @@ impl<'s, 'i> Section<'s, 'i> {
 
     /// The tables of `[[key]]`.
     pub fn tables(&mut self, faults: &mut Faults, key: &'static str) -> Vec<Section<'s, 'i>> {
-        let Some((value, line)) = self.take(key) else { return Vec::new() };
+        let Some((value, line)) = self.take(key) else {
+            return Vec::new();
+        };
         let Some(items) = value.as_array() else {
             let problem = format!("{} is not a list of tables", describe(value));
-            self.refuse(faults, line, key, problem, format!("write [[{}]]", self.key(key)));
+            self.refuse(
+                faults,
+                line,
+                key,
+                problem,
+                format!("write [[{}]]", self.key(key)),
+            );
             return Vec::new();
         };
         let mut sections = Vec::new();
@@ -385,7 +441,13 @@ impl<'s, 'i> Section<'s, 'i> {
                 }
                 None => {
                     let problem = format!("{} is not a table", describe(item.get_ref()));
-                    self.refuse(faults, line, key, problem, format!("write [[{}]]", self.key(key)));
+                    self.refuse(
+                        faults,
+                        line,
+                        key,
+                        problem,
+                        format!("write [[{}]]", self.key(key)),
+                    );
                 }
             }
         }

@@ -49,7 +49,11 @@ impl Changes {
     }
 
     fn note(&mut self, live: bool, key: String, before: Value, after: Value) {
-        let list = if live { &mut self.applied } else { &mut self.needs_restart };
+        let list = if live {
+            &mut self.applied
+        } else {
+            &mut self.needs_restart
+        };
         list.push(Change { key, before, after });
     }
 }
@@ -87,13 +91,28 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
         let shown = config.mirroring.iter().map(|m| show::mirroring(config, m));
         shown.map(|value| (name(&value), value)).collect()
     };
-    diff_entries("mirroring", &mirrors(old), &mirrors(new), |_| true, &mut changes);
+    diff_entries(
+        "mirroring",
+        &mirrors(old),
+        &mirrors(new),
+        |_| true,
+        &mut changes,
+    );
     let duals = |config: &Config| -> Vec<(String, Value)> {
         let name = |value: &Value| pair(value, "primary", "secondary");
-        let shown = config.dual_write.iter().map(|d| show::dual_write(config, d));
+        let shown = config
+            .dual_write
+            .iter()
+            .map(|d| show::dual_write(config, d));
         shown.map(|value| (name(&value), value)).collect()
     };
-    diff_entries("dual_write", &duals(old), &duals(new), |_| true, &mut changes);
+    diff_entries(
+        "dual_write",
+        &duals(old),
+        &duals(new),
+        |_| true,
+        &mut changes,
+    );
     diff_users(old, new, &mut changes);
     changes
 }
@@ -114,16 +133,34 @@ fn diff_entries(
 ) {
     for (name, value) in new {
         match old.iter().find(|(other, _)| other == name) {
-            None => changes.note(live(""), format!("{section}[{name}]"), Value::Null, json!("added")),
+            None => changes.note(
+                live(""),
+                format!("{section}[{name}]"),
+                Value::Null,
+                json!("added"),
+            ),
             Some((_, before)) => {
                 for (key, before, after) in show::differing(before, value) {
-                    changes.note(live(&key), format!("{section}[{name}].{key}"), before, after);
+                    changes.note(
+                        live(&key),
+                        format!("{section}[{name}].{key}"),
+                        before,
+                        after,
+                    );
                 }
             }
         }
     }
-    for (name, _) in old.iter().filter(|(name, _)| !new.iter().any(|(other, _)| other == name)) {
-        changes.note(live(""), format!("{section}[{name}]"), json!("present"), Value::Null);
+    for (name, _) in old
+        .iter()
+        .filter(|(name, _)| !new.iter().any(|(other, _)| other == name))
+    {
+        changes.note(
+            live(""),
+            format!("{section}[{name}]"),
+            json!("present"),
+            Value::Null,
+        );
     }
 }
 
@@ -141,7 +178,9 @@ fn diff_sentry(old: &Config, new: &Config, changes: &mut Changes) {
 fn diff_listeners(old: &Config, new: &Config, changes: &mut Changes) {
     let entries = |config: &Config| -> Vec<(String, Value)> {
         let shown = config.listeners.iter();
-        shown.map(|l| (l.address.to_string(), show::listener(config, l))).collect()
+        shown
+            .map(|l| (l.address.to_string(), show::listener(config, l)))
+            .collect()
     };
     let live = |key: &str| key == "tls" || key == "database";
     diff_entries("listeners", &entries(old), &entries(new), live, changes);
@@ -149,16 +188,27 @@ fn diff_listeners(old: &Config, new: &Config, changes: &mut Changes) {
 
 fn diff_databases(old: &Config, new: &Config, changes: &mut Changes) {
     let entries = |config: &Config| -> Vec<(String, Value)> {
-        config.databases.iter().map(|d| (d.name.clone(), show::database(d))).collect()
+        config
+            .databases
+            .iter()
+            .map(|d| (d.name.clone(), show::database(d)))
+            .collect()
     };
     // A whole entry may come and go with its mirroring.
     let live = |key: &str| key.is_empty() || LIVE_DATABASE.contains(&key);
     diff_entries("databases", &entries(old), &entries(new), live, changes);
     for database in &new.databases {
-        let before = old.databases.iter().find(|other| other.name == database.name);
+        let before = old
+            .databases
+            .iter()
+            .find(|other| other.name == database.name);
         if let Some(before) = before.and_then(|d| d.password.as_ref()) {
             // Set on both sides: shown alike, so not seen above.
-            if database.password.as_ref().is_some_and(|after| after != before) {
+            if database
+                .password
+                .as_ref()
+                .is_some_and(|after| after != before)
+            {
                 let key = format!("databases[{}].password", database.name);
                 changes.note(true, key, json!("***"), json!("***"));
             }
@@ -168,11 +218,17 @@ fn diff_databases(old: &Config, new: &Config, changes: &mut Changes) {
 
 fn diff_users(old: &Config, new: &Config, changes: &mut Changes) {
     let name = |config: &Config, user: &User| {
-        let database = user.database.map_or("admin", |index| &config.databases[index].name);
+        let database = user
+            .database
+            .map_or("admin", |index| &config.databases[index].name);
         format!("{}@{database}", user.name)
     };
     let entries = |config: &Config| -> Vec<(String, User)> {
-        config.users.iter().map(|user| (name(config, user), user.clone())).collect()
+        config
+            .users
+            .iter()
+            .map(|user| (name(config, user), user.clone()))
+            .collect()
     };
     let (old, new) = (entries(old), entries(new));
     for (name, user) in &new {
@@ -188,8 +244,16 @@ fn diff_users(old: &Config, new: &Config, changes: &mut Changes) {
             Some(_) => {}
         }
     }
-    for (name, _) in old.iter().filter(|(name, _)| !new.iter().any(|(other, _)| other == name)) {
-        changes.note(true, format!("users[{name}]"), json!("present"), Value::Null);
+    for (name, _) in old
+        .iter()
+        .filter(|(name, _)| !new.iter().any(|(other, _)| other == name))
+    {
+        changes.note(
+            true,
+            format!("users[{name}]"),
+            json!("present"),
+            Value::Null,
+        );
     }
 }
 
@@ -210,7 +274,11 @@ pub fn apply(old: &Config, new: Config) -> Config {
     merged.ring = old.ring.clone();
     merged.sentry = old.sentry.clone();
     for database in &mut merged.databases {
-        if let Some(before) = old.databases.iter().find(|other| other.name == database.name) {
+        if let Some(before) = old
+            .databases
+            .iter()
+            .find(|other| other.name == database.name)
+        {
             keep_fixed(before, database);
         }
     }
@@ -244,7 +312,9 @@ fn merge_listeners(old: &Config, merged: &mut Config) -> Vec<Listener> {
                 listener.database = twin.database;
             }
             None => {
-                listener.database = before.database.map(|index| keep_database(old, merged, index));
+                listener.database = before
+                    .database
+                    .map(|index| keep_database(old, merged, index));
             }
         }
         listeners.push(listener);

@@ -26,6 +26,8 @@ pub(super) struct Scope<'a> {
     pub databases: &'a [DatabaseEntry],
     /// Redis databases that nothing is copied to: where clients may go who name none.
     pub redis_sources: Vec<usize>,
+    /// Every name in `[[mirroring]]` and `[[dual_write]]` was found, so that `redis_sources` is right.
+    pub complete: bool,
 }
 
 impl Scope<'_> {
@@ -42,20 +44,37 @@ impl Scope<'_> {
             }
             return None;
         };
-        let names: Vec<&str> = self.databases.iter().map(|e| e.database.name.as_str()).collect();
+        let names: Vec<&str> = self
+            .databases
+            .iter()
+            .map(|e| e.database.name.as_str())
+            .collect();
         if let Some(value) = names.iter().position(|name| *name == at.value) {
-            return Some(At { value, line: at.line });
+            return Some(At {
+                value,
+                line: at.line,
+            });
         }
         let way_out = match nearest(&at.value, &names) {
             Some(name) => format!("did you mean \"{name}\"?"),
             None => format!("[[databases]] has {}", names.join(", ")),
         };
-        s.refuse(f, at.line, key, format!("there is no database {:?}", at.value), way_out);
+        s.refuse(
+            f,
+            at.line,
+            key,
+            format!("there is no database {:?}", at.value),
+            way_out,
+        );
         None
     }
 
     fn place(&self, line: usize, key: &str) -> Place {
-        Place { file: self.file.to_owned(), line: Some(line), key: key.to_owned() }
+        Place {
+            file: self.file.to_owned(),
+            line: Some(line),
+            key: key.to_owned(),
+        }
     }
 }
 
@@ -72,8 +91,10 @@ pub(super) fn read_listener(
         s.text(f, "database");
         None
     };
-    let named_protocol =
-        named.as_ref().and_then(Option::as_ref).map(|at| scope.databases[at.value].database.protocol);
+    let named_protocol = named
+        .as_ref()
+        .and_then(Option::as_ref)
+        .map(|at| scope.databases[at.value].database.protocol);
     let protocol = s
         .word(f, "protocol", Protocol::WORDS, Protocol::from_word)
         .map_or(named_protocol.unwrap_or(Protocol::Postgres), |at| at.value);
@@ -86,7 +107,13 @@ pub(super) fn read_listener(
     let tls = read_tls(&mut s, f, scope.base);
     let line = s.line_of("address");
     s.finish(f, |_| None);
-    let listener = Listener { address: address?, protocol, database, cores, tls };
+    let listener = Listener {
+        address: address?,
+        protocol,
+        database,
+        cores,
+        tls,
+    };
     Some((listener, scope.place(line, "listeners.address")))
 }
 
@@ -109,9 +136,12 @@ fn read_address(s: &mut Section<'_, '_>, f: &mut Faults) -> Option<ListenAddress
 fn only_redis_source(s: &Section<'_, '_>, f: &mut Faults, scope: &Scope<'_>) -> Option<usize> {
     match scope.redis_sources.as_slice() {
         [only] => Some(*only),
+        _ if !scope.complete => None,
         several => {
-            let names: Vec<&str> =
-                several.iter().map(|i| scope.databases[*i].database.name.as_str()).collect();
+            let names: Vec<&str> = several
+                .iter()
+                .map(|i| scope.databases[*i].database.name.as_str())
+                .collect();
             let way_out = if names.is_empty() {
                 "add a [[databases]] entry with protocol = \"redis\" and name it".to_owned()
             } else {
@@ -149,7 +179,11 @@ fn read_tls(s: &mut Section<'_, '_>, f: &mut Faults, base: &Path) -> Option<List
     }
     let client_ca = read_path(&mut s, f, "client_ca", base);
     s.finish(f, |_| None);
-    Some(ListenerTls { cert: cert?, key: key?, client_ca })
+    Some(ListenerTls {
+        cert: cert?,
+        key: key?,
+        client_ca,
+    })
 }
 
 /// Reads one `[[mirroring]]`.
@@ -173,10 +207,20 @@ pub(super) fn read_mirroring(
     let redis = source
         .as_ref()
         .is_some_and(|at| scope.databases[at.value].database.protocol == Protocol::Redis);
-    if let Some(At { value: level @ (Level::Dml | Level::Ddl), line }) = level {
+    if let Some(At {
+        value: level @ (Level::Dml | Level::Ddl),
+        line,
+    }) = level
+    {
         if redis {
             let problem = format!("\"{level}\" is for Postgres only");
-            s.refuse(f, line, "level", problem, "write \"all\", \"reads\" or \"writes\"");
+            s.refuse(
+                f,
+                line,
+                "level",
+                problem,
+                "write \"all\", \"reads\" or \"writes\"",
+            );
         }
     }
     entry.level = level.map_or(entry.level, |at| at.value);
@@ -187,7 +231,10 @@ pub(super) fn read_mirroring(
     entry.source = source?.value;
     let destination = destination?;
     entry.destination = destination.value;
-    Some((entry, scope.place(destination.line, "mirroring.destination_db")))
+    Some((
+        entry,
+        scope.place(destination.line, "mirroring.destination_db"),
+    ))
 }
 
 /// Reads one `[[dual_write]]`.
@@ -229,6 +276,10 @@ pub(super) fn read_dual_write(
     };
     s.finish(f, |_| None);
     let secondary = secondary?;
-    let entry = DualWrite { primary: primary?.value, secondary: secondary.value, ..entry };
+    let entry = DualWrite {
+        primary: primary?.value,
+        secondary: secondary.value,
+        ..entry
+    };
     Some((entry, scope.place(secondary.line, "dual_write.secondary")))
 }

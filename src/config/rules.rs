@@ -34,7 +34,11 @@ pub(crate) struct Places {
 
 /// What the rules say of a configuration.
 pub(crate) fn check(config: &Config, places: &Places) -> Vec<ConfigError> {
-    let mut check = Check { config, places, errors: Vec::new() };
+    let mut check = Check {
+        config,
+        places,
+        errors: Vec::new(),
+    };
     check.listeners();
     check.own_listeners();
     check.copies();
@@ -78,7 +82,12 @@ impl<'a> Check<'a> {
         let mirrors = self.config.mirroring.iter().zip(&self.places.mirroring);
         let duals = self.config.dual_write.iter().zip(&self.places.dual_write);
         mirrors
-            .map(|(m, place)| Copy { from: m.source, to: m.destination, place, word: "mirror" })
+            .map(|(m, place)| Copy {
+                from: m.source,
+                to: m.destination,
+                place,
+                word: "mirror",
+            })
             .chain(duals.map(|(d, place)| Copy {
                 from: d.primary,
                 to: d.secondary,
@@ -91,9 +100,8 @@ impl<'a> Check<'a> {
     /// Whether two databases are one and the same place on one server, as far as the texts show it.
     fn same(&self, a: usize, b: usize) -> bool {
         let (x, y) = (&self.config.databases[a], &self.config.databases[b]);
-        let nowhere = |endpoint: &Endpoint| {
-            matches!(endpoint, Endpoint::Tcp { host, .. } if host.is_empty())
-        };
+        let nowhere =
+            |endpoint: &Endpoint| matches!(endpoint, Endpoint::Tcp { host, .. } if host.is_empty());
         a == b
             || (x.protocol == y.protocol
                 && !nowhere(&x.endpoint)
@@ -110,9 +118,13 @@ impl<'a> Check<'a> {
         let places = self.places;
         let bound: Vec<_> = config.listeners.iter().zip(&places.listeners).collect();
         for (index, (listener, place)) in bound.iter().enumerate() {
-            let twin = bound[..index].iter().find(|(o, _)| o.address.overlaps(&listener.address));
+            let twin = bound[..index]
+                .iter()
+                .find(|(o, _)| o.address.overlaps(&listener.address));
             if let Some((_, twin)) = twin {
-                let at = twin.line.map_or(String::new(), |line| format!(" (line {line})"));
+                let at = twin
+                    .line
+                    .map_or(String::new(), |line| format!(" (line {line})"));
                 let problem = format!("another listener{at} has {} too", listener.address);
                 self.refuse(place, problem, "give each listener an address of its own");
             }
@@ -128,9 +140,15 @@ impl<'a> Check<'a> {
                 }
             }
         }
-        let (Some(control), Some(place)) = (config.general.control, &places.control) else { return };
+        let (Some(control), Some(place)) = (config.general.control, &places.control) else {
+            return;
+        };
         let control = super::ListenAddress::Tcp(control);
-        if config.listeners.iter().any(|listener| listener.address.overlaps(&control)) {
+        if config
+            .listeners
+            .iter()
+            .any(|listener| listener.address.overlaps(&control))
+        {
             let problem = format!("a listener has {control} too");
             self.refuse(place, problem, "choose another port or write \"off\"");
         }
@@ -139,7 +157,11 @@ impl<'a> Check<'a> {
     /// A database that is Parhelion itself would forward to itself for ever.
     fn own_listeners(&mut self) {
         for (database, place) in self.config.databases.iter().zip(&self.places.databases) {
-            let own = self.config.listeners.iter().find(|l| database.endpoint.reaches(&l.address));
+            let own = self
+                .config
+                .listeners
+                .iter()
+                .find(|l| database.endpoint.reaches(&l.address));
             if let Some(own) = own {
                 let problem = format!(
                     "{} is Parhelion's own listener {}",
@@ -154,13 +176,18 @@ impl<'a> Check<'a> {
         let copies = self.copies_of();
         for (index, copy) in copies.iter().enumerate() {
             let (from, to) = (self.name(copy.from), self.name(copy.to));
-            let (source, target) =
-                (&self.config.databases[copy.from], &self.config.databases[copy.to]);
+            let (source, target) = (
+                &self.config.databases[copy.from],
+                &self.config.databases[copy.to],
+            );
             if self.same(copy.from, copy.to) {
                 let problem = if copy.from == copy.to {
                     format!("{to:?} would be a {} of itself", copy.word)
                 } else {
-                    format!("{to:?} is the same database as {from:?} ({})", target.endpoint)
+                    format!(
+                        "{to:?} is the same database as {from:?} ({})",
+                        target.endpoint
+                    )
                 };
                 self.refuse(copy.place, problem, "name another database");
                 continue;
@@ -183,7 +210,10 @@ impl<'a> Check<'a> {
                     && (o.to == copy.to || copy.word == "secondary")
             };
             if let Some(twin) = before.iter().find(twin) {
-                let at = twin.place.line.map_or(String::new(), |line| format!(" in line {line}"));
+                let at = twin
+                    .place
+                    .line
+                    .map_or(String::new(), |line| format!(" in line {line}"));
                 let problem = format!("{from:?} has {:?}{at} already", self.name(twin.to));
                 let way_out = match copy.word {
                     "mirror" => "keep one of the two entries",
@@ -191,8 +221,10 @@ impl<'a> Check<'a> {
                 };
                 self.refuse(copy.place, problem, way_out);
             }
-            let mirrors =
-                before.iter().filter(|o| o.word == "mirror" && o.from == copy.from).count();
+            let mirrors = before
+                .iter()
+                .filter(|o| o.word == "mirror" && o.from == copy.from)
+                .count();
             if copy.word == "mirror" && mirrors == MIRRORS_PER_SOURCE_MAX {
                 let problem = format!("{from:?} has more than {MIRRORS_PER_SOURCE_MAX} mirrors");
                 self.refuse(copy.place, problem, "remove some");
@@ -247,20 +279,31 @@ impl<'a> Check<'a> {
     fn mirror_logins(&mut self) {
         for (mirroring, place) in self.config.mirroring.iter().zip(&self.places.mirroring) {
             let database = &self.config.databases[mirroring.destination];
-            if database.protocol != Protocol::Postgres || database.user.is_some() {
+            if database.protocol != Protocol::Postgres
+                || database.user.is_some()
+                || self.same(mirroring.source, mirroring.destination)
+            {
                 continue;
             }
-            let mut users =
-                self.config.users.iter().filter(|u| u.database == Some(mirroring.destination));
+            let mut users = self
+                .config
+                .users
+                .iter()
+                .filter(|u| u.database == Some(mirroring.destination));
             let name = &database.name;
             let way_out = format!(
                 "write user and password_file in its [[databases]] entry, or \
                  [[users]] with database = \"{name}\" and a password in users.toml"
             );
             if users.clone().next().is_none() {
-                self.refuse(place, format!("there is no login for the mirror {name:?}"), way_out);
+                self.refuse(
+                    place,
+                    format!("there is no login for the mirror {name:?}"),
+                    way_out,
+                );
             } else if users.all(|u| u.password.is_none() && u.scram_verifier.is_some()) {
-                let problem = format!("no user of {name:?} has a password; a verifier cannot log in");
+                let problem =
+                    format!("no user of {name:?} has a password; a verifier cannot log in");
                 self.refuse(place, problem, way_out);
             }
         }
@@ -269,26 +312,37 @@ impl<'a> Check<'a> {
     /// Where Parhelion checks clients, it must know them and have a login of its own.
     fn terminated_logins(&mut self) {
         for (index, database) in self.config.databases.iter().enumerate() {
-            let Some(place) = self.places.auth.get(index) else { continue };
+            let Some(place) = self.places.auth.get(index) else {
+                continue;
+            };
             if database.auth != Auth::Terminate {
                 continue;
             }
-            let users: Vec<_> =
-                self.config.users.iter().filter(|u| u.database == Some(index)).collect();
+            let users: Vec<_> = self
+                .config
+                .users
+                .iter()
+                .filter(|u| u.database == Some(index))
+                .collect();
             let name = &database.name;
             if users.is_empty() {
-                let problem = format!("\"terminate\" needs users, and users.toml has none for {name:?}");
+                let problem =
+                    format!("\"terminate\" needs users, and users.toml has none for {name:?}");
                 let way_out = "add [[users]] with a password or scram_verifier";
                 self.refuse(place, problem, way_out);
             } else if let Some(user) = users
                 .iter()
                 .find(|u| u.password.is_none() && u.scram_verifier.is_none())
             {
-                let problem = format!("user {:?} of {name:?} has nothing to be checked by", user.name);
+                let problem = format!(
+                    "user {:?} of {name:?} has nothing to be checked by",
+                    user.name
+                );
                 let way_out = "give it a password, password_file or scram_verifier in users.toml";
                 self.refuse(place, problem, way_out);
-            } else if let Some(user) =
-                users.iter().find(|u| u.password.is_none() && database.user.is_none())
+            } else if let Some(user) = users
+                .iter()
+                .find(|u| u.password.is_none() && database.user.is_none())
             {
                 let problem = format!(
                     "user {:?} has a verifier only, which cannot log in to {name:?}",
@@ -327,7 +381,10 @@ pub(crate) fn warn(config: &Config, places: &Places) -> Vec<ConfigError> {
             file: place.file.clone(),
             line: place.line,
             key: place.key.clone(),
-            problem: format!("the password of {:?} crosses the network in the clear", d.name),
+            problem: format!(
+                "the password of {:?} crosses the network in the clear",
+                d.name
+            ),
             way_out: "write tls = \"require\" if the server takes it".to_owned(),
         })
         .collect()

@@ -135,7 +135,10 @@ pub(super) fn user(config: &Config, user: &User) -> Value {
 /// The keys of two objects of the same kind whose values differ, with both values.
 pub(super) fn differing(old: &Value, new: &Value) -> Vec<(String, Value, Value)> {
     let empty = Map::new();
-    let (old, new) = (old.as_object().unwrap_or(&empty), new.as_object().unwrap_or(&empty));
+    let (old, new) = (
+        old.as_object().unwrap_or(&empty),
+        new.as_object().unwrap_or(&empty),
+    );
     new.iter()
         .filter_map(|(key, value)| {
             let before = old.get(key).unwrap_or(&Value::Null);
