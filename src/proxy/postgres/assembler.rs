@@ -12,7 +12,8 @@ use super::carried::Carried;
 use super::outcome::{Identity, PostgresOutcome, TEXT_MAX};
 use crate::mirror::ledger::DropReason;
 use crate::mirror::unit::{Class, ClientId, Draft, MirrorSet};
-use crate::protocol::postgres::tracker::{CycleDone, StatementOutcome, TxStatus};
+use crate::protocol::postgres::sql;
+use crate::protocol::postgres::tracker::{CycleDone, Named, StatementOutcome, TxStatus};
 use crate::proxy::mirrors::{MirrorGroup, append};
 use crate::ring::{Chunk, Ring};
 
@@ -39,6 +40,8 @@ struct Content {
     /// `None`: nobody wants the bytes, or there were too many of them.
     draft: Option<PgDraft>,
     oversize: bool,
+    /// An unnamed statement was parsed in here: a Bind of it refers to nothing outside.
+    parsed_unnamed: bool,
 }
 
 struct Cycle {
@@ -109,19 +112,46 @@ impl Assembler {
     pub fn statement(&mut self, sql: &[u8], class: Class) {
         let Some(content) = self.newest() else { return };
         content.class |= class;
-        if let Some(draft) = &mut content.draft
-            && draft.outcome.text.is_empty()
-        {
-            let text = String::from_utf8_lossy(&sql[..sql.len().min(TEXT_MAX)]);
-            draft.outcome.text.push_str(&text);
+        if let Some(draft) = &mut content.draft {
+            note_text(&mut draft.outcome, sql);
         }
     }
 
-    /// The newest cycle makes or closes a named statement.
-    pub fn named(&mut self) {
-        if let Some(draft) = self.newest().and_then(|content| content.draft.as_mut()) {
-            draft.outcome.named = true;
+    /// What the newest cycle does with prepared statements. A unit that uses one of an earlier unit must be renamed on a
+    /// shared connection, and may do what that statement does.
+    pub fn named(&mut self, named: &Named<'_>, carried: &Carried) {
+        let Some(content) = self.newest() else { return };
+        let foreign = match named {
+            Named::Parse { name, .. } if name.is_empty() => {
+                content.parsed_unnamed = true;
+                false
+            }
+            Named::Bind { name } if name.is_empty() => !content.parsed_unnamed,
+            _ => true,
+        };
+        let bound = match named {
+            Named::Bind { name } if foreign => carried.statement_of(name),
+            _ => None,
+        };
+        if let Some(statement) = bound {
+            content.class |= engine_class(statement.class);
         }
+        if let Some(draft) = &mut content.draft {
+            draft.outcome.named |= foreign;
+            if let Some(statement) = bound {
+                note_text(&mut draft.outcome, statement.sql());
+            }
+        }
+    }
+
+    /// Whether a mirror will compare what this cycle gives.
+    pub fn wants_digest(&self, cycle: u64) -> bool {
+        let at = self.cycles.iter().find(|waiting| waiting.number >= cycle);
+        let content = match at.and_then(|cycle| cycle.pending.as_ref()) {
+            Some(content) => Some(content),
+            None => self.unit.as_ref().map(|unit| &unit.content),
+        };
+        content.is_some_and(|content| content.draft.is_some())
     }
 
     /// A statement of this cycle has ended.
@@ -238,7 +268,7 @@ impl Assembler {
             carried.note_begin(&mut draft.outcome);
             draft
         });
-        Content { class: Class::NONE, draft, oversize: false }
+        Content { class: Class::NONE, draft, oversize: false, parsed_unnamed: false }
     }
 
     /// Where bytes go now.
@@ -258,6 +288,29 @@ impl Assembler {
             .map(|draft| draft.payload.len())
             .sum()
     }
+}
+
+/// Keeps the beginning of the unit's first statement.
+fn note_text(outcome: &mut PostgresOutcome, sql: &[u8]) {
+    if outcome.text.is_empty() {
+        outcome.text.push_str(&String::from_utf8_lossy(&sql[..sql.len().min(TEXT_MAX)]));
+    }
+}
+
+/// What a text may do, in the engine's terms.
+pub(super) fn engine_class(found: sql::Class) -> Class {
+    let mut class = Class::NONE;
+    for (theirs, ours) in [
+        (sql::Class::READS, Class::READS),
+        (sql::Class::WRITES, Class::WRITES),
+        (sql::Class::DDL, Class::DDL),
+        (sql::Class::UNKNOWN, Class::UNKNOWN),
+    ] {
+        if found.intersects(theirs) {
+            class |= ours;
+        }
+    }
+    class
 }
 
 /// Takes `unfinished` bytes from the end: the client had not finished their message when the server answered.

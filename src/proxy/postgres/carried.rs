@@ -6,7 +6,7 @@ use super::outcome::PostgresOutcome;
 use crate::protocol::postgres::session::SessionState;
 use crate::protocol::postgres::sql;
 use crate::protocol::postgres::startup::StartupMessage;
-use crate::protocol::postgres::statements::ClientStatements;
+use crate::protocol::postgres::statements::{ClientStatements, Statement};
 use crate::protocol::postgres::tracker::{CycleDone, Ending, Named, StatementOutcome};
 
 /// The carried state of one client.
@@ -17,7 +17,8 @@ pub(super) struct Carried {
     unsettled: bool,
     /// The last statement of the unit so far undid it.
     undone: bool,
-    ever_named: bool,
+    /// The client uses the extended protocol.
+    prepares: bool,
 }
 
 impl Carried {
@@ -27,7 +28,7 @@ impl Carried {
             statements: ClientStatements::default(),
             unsettled: false,
             undone: false,
-            ever_named: false,
+            prepares: false,
         }
     }
 
@@ -54,9 +55,9 @@ impl Carried {
         }
     }
 
-    /// The client made or closed a named statement.
+    /// The client made, executes or closed a prepared statement.
     pub fn named(&mut self, named: &Named<'_>, cycle: u64) {
-        self.ever_named = true;
+        self.prepares = true;
         self.statements.observe(named, cycle);
     }
 
@@ -70,7 +71,7 @@ impl Carried {
 
     /// ReadyForQuery; `unit_ended`: outside a transaction.
     pub fn settle(&mut self, done: &CycleDone, unit_ended: bool) {
-        if self.ever_named {
+        if self.prepares {
             self.statements.settle(done);
         }
         if unit_ended {
@@ -89,9 +90,11 @@ impl Carried {
     /// Notes in a unit that begins what it begins with.
     pub fn note_begin(&self, outcome: &mut PostgresOutcome) {
         outcome.before = self.state.clone();
-        if self.ever_named {
-            outcome.names = self.statements.snapshot();
-            outcome.named = true;
-        }
+        outcome.names = self.statements.snapshot();
+    }
+
+    /// The statement that a Bind executes.
+    pub fn statement_of(&self, name: &[u8]) -> Option<&Statement> {
+        self.statements.get(name).map(|statement| &**statement)
     }
 }

@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
-use super::assembler::{Assembler, Surroundings};
+use super::assembler::{Assembler, Surroundings, engine_class};
 use super::carried::Carried;
 use super::handshake::{self, Hello, Refusal};
 use super::outcome::Identity;
@@ -15,7 +15,7 @@ use super::{SharedSource, Source};
 use crate::config::Protocol;
 use crate::limits::SOCKET_SEND_BYTES;
 use crate::metrics;
-use crate::mirror::unit::{Class, ClientId};
+use crate::mirror::unit::ClientId;
 use crate::protocol::postgres::sql;
 use crate::protocol::postgres::startup::{Severity, encode_error};
 use crate::protocol::postgres::tracker::{ClientEvent, ServerEvent, Tracker};
@@ -218,7 +218,7 @@ impl PgSession {
             }
             ClientEvent::Named(named) => {
                 carried.named(&named, newest);
-                assembler.named();
+                assembler.named(&named, &carried);
             }
             _ => {}
         });
@@ -239,6 +239,9 @@ impl PgSession {
             }
             ServerEvent::ParameterStatus { name, value } if self.mirrored => {
                 carried.parameter_status(name, value);
+            }
+            ServerEvent::Rows { cycle, digest } => {
+                *digest &= assembler.wants_digest(cycle);
             }
             ServerEvent::StatementDone { cycle, outcome } => {
                 carried.statement_done(outcome);
@@ -316,20 +319,4 @@ impl Drop for PgSession {
             self.shared.cancels.remove(pid, &key);
         }
     }
-}
-
-/// What a text may do, in the engine's terms.
-fn engine_class(found: sql::Class) -> Class {
-    let mut class = Class::NONE;
-    for (theirs, ours) in [
-        (sql::Class::READS, Class::READS),
-        (sql::Class::WRITES, Class::WRITES),
-        (sql::Class::DDL, Class::DDL),
-        (sql::Class::UNKNOWN, Class::UNKNOWN),
-    ] {
-        if found.intersects(theirs) {
-            class |= ours;
-        }
-    }
-    class
 }

@@ -46,8 +46,7 @@ fn asks_for_order(unit: &Unit<Chunk, PostgresOutcome>) -> bool {
             // Its text came with an earlier unit.
             Some(b'B') => {
                 let name = body.split(|byte| *byte == 0).nth(1).unwrap_or_default();
-                let statement = unit.outcome.names.get(name);
-                statement.and_then(|known| known.content.split(|byte| *byte == 0).next())
+                unit.outcome.names.get(name).map(|statement| statement.sql())
             }
             _ => None,
         };
