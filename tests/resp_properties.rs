@@ -1,5 +1,8 @@
 //! Properties of the RESP framers, views and comparator, against naive models.
 
+// Helpers of tests may unwrap like the tests themselves.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::{HashMap, HashSet};
 
 use parhelion::protocol::resp::command::lookup_request;

@@ -1,5 +1,8 @@
 //! What the RESP modules claim about Redis, held against an installed redis-server.
 
+// Helpers of tests may unwrap like the tests themselves.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -343,7 +346,8 @@ fn replies_of_a_real_server_are_paired_with_their_requests() {
             }
             submit(&mut tracker, &mut expected, &mut stream, tag, &line);
         }
-        for (tag, line) in [(40, "CLIENT REPLY ON"), (41, "RESET"), (42, "ECHO tag:42")] {
+        // The PING takes a pending SKIP; RESET ends everything else.
+        for (tag, line) in [(40, "PING"), (41, "RESET"), (42, "ECHO tag:42")] {
             submit(&mut tracker, &mut expected, &mut stream, tag, line);
         }
         let mut connection = server.connect();

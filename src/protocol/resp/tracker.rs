@@ -5,6 +5,11 @@
 //! messages, MONITOR lines), which requests get several (SUBSCRIBE) or none (CLIENT REPLY OFF), and what the
 //! replies confirm: database, RESP version, login, transaction.
 //!
+//! Three things cannot be known in advance and are predicted as said here: CLIENT REPLY is taken to succeed (an ACL
+//! may forbid it); it is taken to be refused to a RESP2 client that has sent a SUBSCRIBE since the pipeline was last
+//! empty; inside MULTI it is taken to change nothing. A wrong guess shows as [`Paired::Unsolicited`] or as a reply
+//! that never comes: it is the client's own pinned connection that suffers, as it would without a proxy.
+//!
 //! It keeps one small entry per outstanding request and no bytes. What it says about a request in advance is a
 //! prediction (a pipelined MULTI is taken to succeed); what it says with the reply is final, and tells where the
 //! prediction was wrong. The caller bounds the pipeline with [`Tracker::len`].
@@ -46,6 +51,8 @@ pub enum NotMirrored {
     Replication,
     /// CLIENT REPLY OFF or SKIP: no reply will come, the outcome stays unknown.
     NoReply,
+    /// Part of a transaction whose MULTI got no reply. The request itself does get one.
+    SilentTransaction,
     /// Behind a QUIT: never executed.
     AfterQuit,
 }

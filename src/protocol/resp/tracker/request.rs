@@ -215,7 +215,10 @@ impl<T> Tracker<T> {
         if transaction.visible {
             (role, Disposition::TxnMember)
         } else {
-            (role, Disposition::NotMirrored(NotMirrored::NoReply))
+            (
+                role,
+                Disposition::NotMirrored(NotMirrored::SilentTransaction),
+            )
         }
     }
 }

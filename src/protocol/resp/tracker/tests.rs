@@ -292,7 +292,8 @@ fn a_transaction_without_replies_is_not_mirrored() {
         &["CLIENT REPLY SKIP", "MULTI", "SET a 1", "EXEC", "GET a"],
     );
     let silent = Disposition::NotMirrored(NotMirrored::NoReply);
-    assert_eq!(said, [silent, silent, silent, silent, Mirror]);
+    let member = Disposition::NotMirrored(NotMirrored::SilentTransaction);
+    assert_eq!(said, [silent, silent, member, member, Mirror]);
     let frames = receive(&mut tracker, "+QUEUED\r\n*1\r\n+OK\r\n$1\r\n1\r\n");
     let none = UnitEnd::NotAUnit;
     assert_eq!(frames, [reply(2, none), reply(3, none), reply(4, OK)]);
