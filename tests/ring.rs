@@ -1,5 +1,7 @@
 //! The ring's sockets, listeners and timers against plain blocking sockets of the standard library.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};

@@ -205,7 +205,7 @@ impl<S, O: Outcome> Dispatcher<S, O> {
         let rings = &self.rings;
         let is_next = |place: &usize| {
             let front = rings[*place].as_ref().and_then(Ring::front);
-            front.is_some_and(|unit| may_go(unit))
+            front.is_some_and(&mut may_go)
         };
         let at = self.ready.iter().position(is_next)?;
         let place = self.ready.remove(at)?;

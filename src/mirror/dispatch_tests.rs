@@ -104,7 +104,7 @@ fn a_client_that_may_not_go_keeps_its_turn_and_holds_up_nobody() {
     for (client, text) in [(1, "a"), (2, "b"), (3, "c")] {
         world.offer(&mut rings, client, text);
     }
-    let ticket = rings.next_for(|client| client != ClientId(1)).unwrap();
+    let ticket = rings.next_for(|unit| unit.client != ClientId(1)).unwrap();
     assert_eq!(text(&ticket), "b");
     rings.settle(ticket, Fate::Delivered);
     assert!(rings.next_for(|_| false).is_none());

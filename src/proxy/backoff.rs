@@ -21,7 +21,11 @@ pub struct Backoff {
 
 impl Default for Backoff {
     fn default() -> Self {
-        Backoff { next: FIRST, failed: false, silent: 0 }
+        Backoff {
+            next: FIRST,
+            failed: false,
+            silent: 0,
+        }
     }
 }
 

@@ -20,6 +20,8 @@ use crate::ring::{Address, Queues, Ring, Socket};
 pub enum Event {
     /// A reply of a mirror differed from the primary's.
     Divergence(Box<DivergenceReport>),
+    /// Every core has ended: nothing comes any more.
+    End,
 }
 
 /// One difference, with what the store, the journal and Sentry need.
@@ -136,16 +138,24 @@ impl Context {
     /// Asks every session to end at its next quiet moment.
     pub fn drain(&self) {
         self.draining.set(true);
-        self.live_sessions().iter().for_each(|session| session.drain());
+        self.live_sessions()
+            .iter()
+            .for_each(|session| session.drain());
     }
 
     /// Ends every session now.
     pub fn stop_sessions(&self) {
-        self.live_sessions().iter().for_each(|session| session.stop());
+        self.live_sessions()
+            .iter()
+            .for_each(|session| session.stop());
     }
 
     fn live_sessions(&self) -> Vec<Rc<dyn Session>> {
-        self.sessions.borrow().values().filter_map(Weak::upgrade).collect()
+        self.sessions
+            .borrow()
+            .values()
+            .filter_map(Weak::upgrade)
+            .collect()
     }
 
     /// Hands an event to the control thread, or counts that it could not.
@@ -179,8 +189,9 @@ impl Context {
 fn resolve(endpoint: &Endpoint) -> io::Result<Vec<Address>> {
     match endpoint {
         Endpoint::Unix(path) => Ok(vec![Address::Unix(path.clone())]),
-        Endpoint::Tcp { host, port } => {
-            Ok((host.as_str(), *port).to_socket_addrs()?.map(Address::Tcp).collect())
-        }
+        Endpoint::Tcp { host, port } => Ok((host.as_str(), *port)
+            .to_socket_addrs()?
+            .map(Address::Tcp)
+            .collect()),
     }
 }

@@ -45,9 +45,14 @@ impl<O: Outcome> Mirror<O> {
         (metrics, budget, units): (Arc<MirrorMetrics>, MemoryBudget, UnitPool<Chunk, O>),
         queue_bytes: usize,
     ) -> Mirror<O> {
-        let bounds = Bounds { units: options.queue_length, bytes: queue_bytes };
+        let bounds = Bounds {
+            units: options.queue_length,
+            bytes: queue_bytes,
+        };
         metrics.settings.set_exposure(options.exposure);
-        metrics.settings.set_queue_bounds(bounds.units as u64, bounds.bytes as u64);
+        metrics
+            .settings
+            .set_queue_bounds(bounds.units as u64, bounds.bytes as u64);
         Mirror {
             source: source.to_owned(),
             level: level(options.level),
@@ -77,8 +82,12 @@ impl<O: Outcome> Mirror<O> {
     /// Publishes how full the rings are.
     pub fn note_queue(&self) {
         let dispatcher = self.dispatcher.borrow();
-        self.metrics.queued_units.set(dispatcher.queued_units() as u64);
-        self.metrics.queued_bytes.set(dispatcher.queued_bytes() as u64);
+        self.metrics
+            .queued_units
+            .set(dispatcher.queued_units() as u64);
+        self.metrics
+            .queued_bytes
+            .set(dispatcher.queued_bytes() as u64);
     }
 
     /// Notes a worker's connection.
@@ -99,7 +108,12 @@ impl<O: Outcome> Mirror<O> {
 
     /// Ends every connection; the workers open others.
     pub fn end_connections(&self) {
-        for connection in self.connections.borrow().iter().filter_map(WeakSocket::upgrade) {
+        for connection in self
+            .connections
+            .borrow()
+            .iter()
+            .filter_map(WeakSocket::upgrade)
+        {
             connection.stop_receiving();
         }
     }
@@ -159,7 +173,9 @@ impl<O: Outcome> MirrorGroup<O> {
 
     /// Whether any mirror compares data and not just outcomes.
     pub fn compares_rows(&self) -> bool {
-        self.mirrors.iter().any(|mirror| mirror.options.compare == crate::config::Compare::Rows)
+        self.mirrors
+            .iter()
+            .any(|mirror| mirror.options.compare == crate::config::Compare::Rows)
     }
 
     /// Takes over what was changed at run time: exposures, pauses, bounds.
@@ -170,7 +186,10 @@ impl<O: Outcome> MirrorGroup<O> {
             let settings = &mirror.metrics.settings;
             exposures.push(Exposure::new(settings.exposure()).unwrap_or(Exposure::NONE));
             let (units, bytes) = settings.queue_bounds();
-            let bounds = Bounds { units: units as usize, bytes: bytes as usize };
+            let bounds = Bounds {
+                units: units as usize,
+                bytes: bytes as usize,
+            };
             bytes_max = bytes_max.max(bounds.bytes);
             let mut dispatcher = mirror.dispatcher.borrow_mut();
             dispatcher.set_bounds(bounds);
@@ -185,7 +204,11 @@ impl<O: Outcome> MirrorGroup<O> {
     /// Which mirrors shall see the unit whose first byte has just arrived.
     pub fn expose(&self, random: &RefCell<fastrand::Rng>) -> MirrorSet {
         let exposures = self.exposures.borrow();
-        let draw = if exposures.needs_draw() { random.borrow_mut().f64() } else { 0.0 };
+        let draw = if exposures.needs_draw() {
+            random.borrow_mut().f64()
+        } else {
+            0.0
+        };
         exposures.decide(draw)
     }
 

@@ -51,7 +51,9 @@ impl Services {
     /// Serves an accepted connection in a task of its own.
     pub fn serve(self: &Rc<Self>, listener: usize, socket: Socket) {
         let config = self.context.config.borrow().clone();
-        let Some(listener) = config.listeners.get(listener) else { return };
+        let Some(listener) = config.listeners.get(listener) else {
+            return;
+        };
         let database = listener.database;
         let protocol = metric_protocol(listener.protocol);
         let counters = self.context.metrics.clone();
@@ -92,7 +94,11 @@ impl Services {
             postgres::start_workers,
             |index, mirrors, metrics| {
                 let database = config.databases[index].clone();
-                Rc::new(postgres::Source { database, mirrors, metrics })
+                Rc::new(postgres::Source {
+                    database,
+                    mirrors,
+                    metrics,
+                })
             },
         );
         *self.postgres.borrow_mut() = postgres;
@@ -103,7 +109,11 @@ impl Services {
             redis::start_workers,
             |index, mirrors, metrics| {
                 let database = config.databases[index].clone();
-                Rc::new(redis::Source { database, mirrors, metrics })
+                Rc::new(redis::Source {
+                    database,
+                    mirrors,
+                    metrics,
+                })
             },
         );
         *self.redis.borrow_mut() = redis;
@@ -180,8 +190,14 @@ impl Services {
 
     /// Takes over exposures, pauses and bounds that were changed at run time.
     pub fn refresh(&self) {
-        self.postgres.borrow().values().for_each(|source| source.mirrors.refresh());
-        self.redis.borrow().values().for_each(|source| source.mirrors.refresh());
+        self.postgres
+            .borrow()
+            .values()
+            .for_each(|source| source.mirrors.refresh());
+        self.redis
+            .borrow()
+            .values()
+            .for_each(|source| source.mirrors.refresh());
     }
 
     /// Drops units that have waited longer than a mirror may take for one.
@@ -210,14 +226,27 @@ impl Services {
 
     /// Whether every unit that was offered to a mirror has ended.
     pub fn is_settled(&self) -> bool {
-        self.postgres_mirrors.borrow().iter().all(|mirror| mirror.is_settled())
-            && self.redis_mirrors.borrow().iter().all(|mirror| mirror.is_settled())
+        self.postgres_mirrors
+            .borrow()
+            .iter()
+            .all(|mirror| mirror.is_settled())
+            && self
+                .redis_mirrors
+                .borrow()
+                .iter()
+                .all(|mirror| mirror.is_settled())
     }
 
     /// Ends all mirrors: what waits is dropped, what is on its way is lost.
     pub fn retire(&self) {
-        self.postgres_mirrors.borrow().iter().for_each(|mirror| mirror.retire());
-        self.redis_mirrors.borrow().iter().for_each(|mirror| mirror.retire());
+        self.postgres_mirrors
+            .borrow()
+            .iter()
+            .for_each(|mirror| mirror.retire());
+        self.redis_mirrors
+            .borrow()
+            .iter()
+            .for_each(|mirror| mirror.retire());
     }
 
     /// Notes a listener, so that a drain can close it.
@@ -227,7 +256,12 @@ impl Services {
 
     /// Accepts nobody any more.
     pub fn close_listeners(&self) {
-        for listener in self.listeners.borrow_mut().drain(..).filter_map(|weak| weak.upgrade()) {
+        for listener in self
+            .listeners
+            .borrow_mut()
+            .drain(..)
+            .filter_map(|weak| weak.upgrade())
+        {
             listener.stop();
         }
     }

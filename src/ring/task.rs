@@ -230,7 +230,10 @@ impl WaitQueue {
     /// Waits to be woken. The caller looks for work first, and again afterwards. A waiter that was woken and gave up
     /// its wait at that moment must look for work too.
     pub fn wait(&self) -> Waiting<'_> {
-        Waiting { queue: self, ticket: None }
+        Waiting {
+            queue: self,
+            ticket: None,
+        }
     }
 }
 
@@ -263,7 +266,10 @@ impl Future for Waiting<'_> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket {
-            self.queue.0.borrow_mut().retain(|(waiting, _)| *waiting != ticket);
+            self.queue
+                .0
+                .borrow_mut()
+                .retain(|(waiting, _)| *waiting != ticket);
         }
     }
 }

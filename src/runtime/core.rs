@@ -65,7 +65,10 @@ impl CoreHandle {
         if self.thread.is_finished() {
             let _ = self.thread.join();
         } else {
-            tracing::warn!(cpu = self.cpu, "a core did not end in time and is left behind");
+            tracing::warn!(
+                cpu = self.cpu,
+                "a core did not end in time and is left behind"
+            );
         }
     }
 }
@@ -100,7 +103,12 @@ pub(super) fn start(seed: CoreSeed) -> Result<CoreHandle, StartError> {
     match is_ready.recv() {
         Ok(Ok(ringer)) => {
             let sender = CoreSender { messages, ringer };
-            Ok(CoreHandle { sender, cpu, drained, thread })
+            Ok(CoreHandle {
+                sender,
+                cpu,
+                drained,
+                thread,
+            })
         }
         Ok(Err(problem)) => Err(fail(problem)),
         Err(_) => Err(fail("its thread ended".to_owned())),
@@ -124,9 +132,23 @@ async fn run(
     };
     let queues = Queues::new();
     drive(&ring, &queues);
-    let CoreSeed { index, config, registry, sockets, events, shared, .. } = seed;
-    let context =
-        Rc::new(Context::new(index, ring, queues.clone(), registry, config.clone(), events));
+    let CoreSeed {
+        index,
+        config,
+        registry,
+        sockets,
+        events,
+        shared,
+        ..
+    } = seed;
+    let context = Rc::new(Context::new(
+        index,
+        ring,
+        queues.clone(),
+        registry,
+        config.clone(),
+        events,
+    ));
     let ended = Rc::new(Notify::default());
     let core = Core {
         services: Rc::new(Services::new(&context, shared, &config)),
@@ -160,12 +182,19 @@ struct Core {
 
 impl Core {
     fn listen(&self, sockets: Vec<Bound>) {
-        for Bound { listener: index, socket } in sockets {
+        for Bound {
+            listener: index,
+            socket,
+        } in sockets
+        {
             let listener = Rc::new(self.context.ring.listen(socket));
             self.services.keep_listener(Rc::downgrade(&listener));
             let (services, accepting) = (self.services.clone(), self.accepting.clone());
             self.context.queues.spawn(Queue::Serve, async move {
-                accept(&listener, &accepting, |socket| services.serve(index, socket)).await;
+                accept(&listener, &accepting, |socket| {
+                    services.serve(index, socket)
+                })
+                .await;
             });
         }
     }
@@ -179,7 +208,8 @@ impl Core {
                 context.ring.sleep(HOUSEKEEPING, false).await;
                 publish(&context);
                 services.expire();
-                let done = !accepting.get() && context.session_count() == 0 && services.is_settled();
+                let done =
+                    !accepting.get() && context.session_count() == 0 && services.is_settled();
                 drained.store(done, Ordering::Release);
             }
         });
@@ -192,7 +222,10 @@ impl Core {
                 match message {
                     CoreMessage::Settings => self.services.refresh(),
                     CoreMessage::Config(config) => self.services.reconfigure(&config),
-                    CoreMessage::Reconnect { source, destination } => {
+                    CoreMessage::Reconnect {
+                        source,
+                        destination,
+                    } => {
                         self.services.reconnect(&source, &destination);
                     }
                     CoreMessage::Drain => {
@@ -209,7 +242,10 @@ impl Core {
                         while turns > 0
                             && (self.context.session_count() > 0 || !self.services.is_settled())
                         {
-                            self.context.ring.sleep(Duration::from_millis(2), true).await;
+                            self.context
+                                .ring
+                                .sleep(Duration::from_millis(2), true)
+                                .await;
                             turns -= 1;
                         }
                         publish(&self.context);
@@ -253,5 +289,7 @@ fn publish(context: &Context) {
     metrics.slabs_used.set(stats.slabs_in_use);
     metrics.session_panics.set(context.queues.panics());
     metrics.mirror_memory_used.set(context.budget.used() as u64);
-    metrics.mirror_memory_capacity.set(context.budget.limit() as u64);
+    metrics
+        .mirror_memory_capacity
+        .set(context.budget.limit() as u64);
 }

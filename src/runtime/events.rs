@@ -27,14 +27,19 @@ pub(super) struct Journal(Option<File>);
 
 impl Journal {
     pub(super) fn open(path: Option<&Path>) -> Result<Journal, (PathBuf, io::Error)> {
-        let Some(path) = path else { return Ok(Journal(None)) };
+        let Some(path) = path else {
+            return Ok(Journal(None));
+        };
         let file = OpenOptions::new().create(true).append(true).open(path);
-        file.map(|file| Journal(Some(file))).map_err(|error| (path.to_owned(), error))
+        file.map(|file| Journal(Some(file)))
+            .map_err(|error| (path.to_owned(), error))
     }
 
     fn write(&mut self, record: &DivergenceRecord) {
         let Some(file) = &mut self.0 else { return };
-        let Ok(mut line) = serde_json::to_string(record) else { return };
+        let Ok(mut line) = serde_json::to_string(record) else {
+            return;
+        };
         line.push('\n');
         if let Err(error) = file.write_all(line.as_bytes()) {
             tracing::error!(%error, "cannot write the divergence log; no more is written");
@@ -49,30 +54,33 @@ pub(super) fn consume(
     store: Arc<DivergenceStore>,
     mut journal: Journal,
 ) -> io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name("events".to_owned()).spawn(move || {
-        let started = Instant::now();
-        let mut limit = RateLimit::new(LOG_EVERY_NS, LOG_FINGERPRINTS_MAX);
-        for event in events {
-            match event {
-                Event::Divergence(report) => {
-                    let record = record(&report);
-                    let now_ns = started.elapsed().as_nanos() as u64;
-                    if let Some(suppressed) = limit.admit(fingerprint(&record), now_ns) {
-                        tracing::warn!(
-                            source = record.source,
-                            mirror = record.destination,
-                            kind = record.kind.as_str(),
-                            command = record.command,
-                            suppressed,
-                            "a mirror's reply differs"
-                        );
+    std::thread::Builder::new()
+        .name("events".to_owned())
+        .spawn(move || {
+            let started = Instant::now();
+            let mut limit = RateLimit::new(LOG_EVERY_NS, LOG_FINGERPRINTS_MAX);
+            for event in events {
+                match event {
+                    Event::End => return,
+                    Event::Divergence(report) => {
+                        let record = record(&report);
+                        let now_ns = started.elapsed().as_nanos() as u64;
+                        if let Some(suppressed) = limit.admit(fingerprint(&record), now_ns) {
+                            tracing::warn!(
+                                source = record.source,
+                                mirror = record.destination,
+                                kind = record.kind.as_str(),
+                                command = record.command,
+                                suppressed,
+                                "a mirror's reply differs"
+                            );
+                        }
+                        journal.write(&record);
+                        store.push(record);
                     }
-                    journal.write(&record);
-                    store.push(record);
                 }
             }
-        }
-    })
+        })
 }
 
 fn fingerprint(record: &DivergenceRecord) -> u64 {
@@ -81,7 +89,9 @@ fn fingerprint(record: &DivergenceRecord) -> u64 {
 }
 
 fn record(report: &DivergenceReport) -> DivergenceRecord {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     DivergenceRecord {
         at_unix_ms: since.as_millis() as u64,
         source: report.source.clone(),
@@ -128,7 +138,10 @@ pub(super) fn judge(total: &MirrorTotal) -> Verdict {
     };
     let mut reasons = verdict.reasons;
     reasons.extend(verdict.rests_on);
-    Verdict { verdict: word.to_owned(), reasons }
+    Verdict {
+        verdict: word.to_owned(),
+        reasons,
+    }
 }
 
 fn latency(total: &metrics::Latency) -> verdict::Latency {

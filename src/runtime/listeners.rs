@@ -37,19 +37,33 @@ pub(super) fn bind(config: &Config, cpus: &[usize]) -> Result<BoundListeners, St
     let mut addresses = Vec::new();
     for (index, listener) in config.listeners.iter().enumerate() {
         let serving: Vec<usize> = (0..cpus.len())
-            .filter(|core| listener.cores.as_ref().is_none_or(|list| list.contains(&cpus[*core])))
+            .filter(|core| {
+                listener
+                    .cores
+                    .as_ref()
+                    .is_none_or(|list| list.contains(&cpus[*core]))
+            })
             .collect();
-        let fail = |source| StartError::Listen { address: listener.address.to_string(), source };
+        let fail = |source| StartError::Listen {
+            address: listener.address.to_string(),
+            source,
+        };
         let (sockets, address) = match &listener.address {
             ListenAddress::Tcp(address) => tcp(*address, serving.len()).map_err(fail)?,
             ListenAddress::Unix(path) => unix(path, serving.len()).map_err(fail)?,
         };
         addresses.push(address);
         for (core, socket) in serving.into_iter().zip(sockets) {
-            per_core[core].push(Bound { listener: index, socket });
+            per_core[core].push(Bound {
+                listener: index,
+                socket,
+            });
         }
     }
-    Ok(BoundListeners { per_core, addresses })
+    Ok(BoundListeners {
+        per_core,
+        addresses,
+    })
 }
 
 fn tcp(mut address: SocketAddr, count: usize) -> io::Result<(Vec<OwnedFd>, String)> {
@@ -90,7 +104,9 @@ fn unix(path: &Path, count: usize) -> io::Result<(Vec<OwnedFd>, String)> {
 
 /// Removes the socket file of a process that is gone; one that answers is in use.
 fn remove_stale(path: &Path) -> io::Result<()> {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return Ok(());
+    };
     let refused = || {
         std::os::unix::net::UnixStream::connect(path)
             .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)

@@ -86,6 +86,7 @@ pub struct Cores {
     handles: Vec<core::CoreHandle>,
     /// What the cores report.
     pub events: Receiver<Event>,
+    tell: Sender<Event>,
     /// The addresses that clients can reach, as bound.
     pub addresses: Vec<String>,
 }
@@ -129,23 +130,39 @@ pub fn start(config: &Arc<Config>, registry: &Arc<Registry>) -> Result<Cores, St
         match core::start(seed) {
             Ok(handle) => handles.push(handle),
             Err(error) => {
-                Cores { handles, events, addresses: Vec::new() }.stop();
+                Cores {
+                    handles,
+                    events,
+                    tell,
+                    addresses: Vec::new(),
+                }
+                .stop();
                 return Err(error);
             }
         }
     }
-    Ok(Cores { handles, events, addresses: bound.addresses })
+    Ok(Cores {
+        handles,
+        events,
+        tell,
+        addresses: bound.addresses,
+    })
 }
 
 impl Cores {
     /// Sends the same message to every core.
     pub fn tell_all(&self, message: impl Fn() -> CoreMessage) {
-        self.handles.iter().for_each(|handle| handle.sender.send(message()));
+        self.handles
+            .iter()
+            .for_each(|handle| handle.sender.send(message()));
     }
 
     /// Senders to all cores, for other threads.
     pub fn senders(&self) -> Vec<CoreSender> {
-        self.handles.iter().map(|handle| handle.sender.clone()).collect()
+        self.handles
+            .iter()
+            .map(|handle| handle.sender.clone())
+            .collect()
     }
 
     /// Whether every core's sessions have ended and every offered unit is settled.
@@ -164,5 +181,7 @@ impl Cores {
         for handle in self.handles {
             handle.join(Duration::from_secs(5));
         }
+        // Tasks of an ended executor may keep their senders: the end is said, not seen.
+        let _ = self.tell.send_timeout(Event::End, Duration::from_secs(1));
     }
 }

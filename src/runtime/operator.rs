@@ -65,7 +65,12 @@ impl Operator {
             None => Err(CommandError::Unknown {
                 what: "mirror",
                 name: mirror.to_owned(),
-                known: self.registry.mirrors().iter().map(|mirror| mirror.name.clone()).collect(),
+                known: self
+                    .registry
+                    .mirrors()
+                    .iter()
+                    .map(|mirror| mirror.name.clone())
+                    .collect(),
             }),
         }
     }
@@ -128,7 +133,9 @@ impl Commands for Operator {
 
     fn set_queue(&self, mirror: &str, units: u64) -> Result<Value, CommandError> {
         if units == 0 {
-            return Err(CommandError::Invalid("a ring holds at least 1 unit".to_owned()));
+            return Err(CommandError::Invalid(
+                "a ring holds at least 1 unit".to_owned(),
+            ));
         }
         let settings = self.settings(mirror)?;
         let (before, bytes) = settings.queue_bounds();
@@ -170,7 +177,10 @@ impl Commands for Operator {
     }
 
     fn reload(&self) -> Result<Value, CommandError> {
-        let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self
+            .reloading
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let Some(path) = &self.files.config else {
             return Err(CommandError::Conflict(
                 "this process was configured by its command line: there is no file to reload"

@@ -44,7 +44,9 @@ fn version(release: &str) -> Option<(u32, u32)> {
 }
 
 fn memlock() -> Result<(), StartError> {
-    let Ok((soft, hard)) = rlimit::getrlimit(rlimit::Resource::MEMLOCK) else { return Ok(()) };
+    let Ok((soft, hard)) = rlimit::getrlimit(rlimit::Resource::MEMLOCK) else {
+        return Ok(());
+    };
     if soft >= MEMLOCK_MIN {
         return Ok(());
     }
@@ -60,8 +62,15 @@ fn memlock() -> Result<(), StartError> {
 }
 
 fn io_uring() -> Result<(), StartError> {
-    let small = RingOptions { entries: 8, slabs: 8, slab_size: 4096, ..RingOptions::default() };
-    let Err(error) = Ring::new(&small) else { return Ok(()) };
+    let small = RingOptions {
+        entries: 8,
+        slabs: 8,
+        slab_size: 4096,
+        ..RingOptions::default()
+    };
+    let Err(error) = Ring::new(&small) else {
+        return Ok(());
+    };
     let way_out = match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
             "io_uring is forbidden to this process: set the sysctl kernel.io_uring_disabled=0, and allow \
@@ -74,7 +83,9 @@ fn io_uring() -> Result<(), StartError> {
         Some(libc::EMFILE | libc::ENFILE) => "out of file descriptors: raise `ulimit -n`",
         _ => "the kernel does not know the ring's set-up: Linux 6.1 or later is needed",
     };
-    Err(StartError::Machine(format!("cannot set up io_uring ({error}): {way_out}")))
+    Err(StartError::Machine(format!(
+        "cannot set up io_uring ({error}): {way_out}"
+    )))
 }
 
 /// Raises the limit of open files to the hard limit and warns if that is little.
@@ -82,7 +93,10 @@ pub fn raise_descriptor_limit() {
     let raised: io::Result<u64> = rlimit::increase_nofile_limit(u64::MAX);
     match raised {
         Ok(limit) if limit < DESCRIPTORS_MIN => {
-            tracing::warn!(limit, "few files may be open: raise `ulimit -n` or LimitNOFILE=");
+            tracing::warn!(
+                limit,
+                "few files may be open: raise `ulimit -n` or LimitNOFILE="
+            );
         }
         Ok(limit) => tracing::debug!(limit, "open files"),
         Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),

@@ -88,10 +88,12 @@ pub fn run(config: Config, files: ConfigFiles) -> Result<(), ServeError> {
     ));
     state.set_config(operator.shown_config());
     let consumer = events::consume(cores.events.clone(), divergences, journal)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let outcome = runtime.block_on(serve(&config, cores, control, state, inbox));
     runtime.shutdown_timeout(Duration::from_millis(200));
-    // The cores' senders are gone: the consumer ends when it has read what they left.
+    // It ends when it has read what the cores left.
     let _ = consumer.join();
     events::log_ledgers(&registry);
     outcome
@@ -111,7 +113,9 @@ async fn serve(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let address = control.as_ref().and_then(|listener| listener.local_addr().ok());
+    let address = control
+        .as_ref()
+        .and_then(|listener| listener.local_addr().ok());
     if let Some(listener) = control {
         tokio::spawn(http::serve(listener, state.clone(), std::future::pending()));
     }

@@ -255,8 +255,12 @@ pub struct Rewritten<'a> {
 impl Rewritten<'_> {
     /// Where the first message at or behind `offset` of the unit begins in `bytes`; their end if there is none.
     pub fn offset(&self, offset: usize) -> usize {
-        let at = self.offsets.partition_point(|(original, _)| *original < offset);
-        self.offsets.get(at).map_or(self.bytes.len(), |(_, rewritten)| *rewritten)
+        let at = self
+            .offsets
+            .partition_point(|(original, _)| *original < offset);
+        self.offsets
+            .get(at)
+            .map_or(self.bytes.len(), |(_, rewritten)| *rewritten)
     }
 }
 

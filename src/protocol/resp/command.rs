@@ -146,8 +146,12 @@ impl Command {
     /// A small number that all sub-commands of one name share: the place of its metrics.
     pub fn index(&self) -> usize {
         static BY_NAME: LazyLock<Vec<usize>> = LazyLock::new(|| {
-            let first = |command: &Command| TABLE.iter().position(|other| other.name == command.name);
-            TABLE.iter().map(|command| first(command).unwrap_or_default()).collect()
+            let first =
+                |command: &Command| TABLE.iter().position(|other| other.name == command.name);
+            TABLE
+                .iter()
+                .map(|command| first(command).unwrap_or_default())
+                .collect()
         });
         let offset = std::ptr::from_ref(self).addr() - TABLE.as_ptr().addr();
         BY_NAME[offset / size_of::<Command>()]

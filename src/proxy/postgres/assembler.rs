@@ -65,7 +65,12 @@ pub struct Surroundings<'a> {
 impl Assembler {
     /// For a client that has sent nothing yet.
     pub fn new(client: ClientId, identity: Rc<Identity>) -> Assembler {
-        Assembler { client, identity, unit: None, cycles: VecDeque::new() }
+        Assembler {
+            client,
+            identity,
+            unit: None,
+            cycles: VecDeque::new(),
+        }
     }
 
     /// Whether no unit is under way.
@@ -86,7 +91,10 @@ impl Assembler {
             }
             None
         };
-        self.cycles.push_back(Cycle { number: cycle, pending });
+        self.cycles.push_back(Cycle {
+            number: cycle,
+            pending,
+        });
         if let Some(draft) = self.newest().and_then(|content| content.draft.as_mut()) {
             draft.begin_group(around.now_ns);
         }
@@ -97,7 +105,9 @@ impl Assembler {
         let bytes_max = around.mirrors.bytes_max();
         let held = self.held_bytes();
         let Some(content) = self.newest() else { return };
-        let Some(draft) = &mut content.draft else { return };
+        let Some(draft) = &mut content.draft else {
+            return;
+        };
         if held + bytes.len() > bytes_max {
             content.oversize = true;
             if let Some(draft) = content.draft.take() {
@@ -122,11 +132,11 @@ impl Assembler {
     pub fn named(&mut self, named: &Named<'_>, carried: &Carried) {
         let Some(content) = self.newest() else { return };
         let foreign = match named {
-            Named::Parse { name, .. } if name.is_empty() => {
+            Named::Parse { name: b"", .. } => {
                 content.parsed_unnamed = true;
                 false
             }
-            Named::Bind { name } if name.is_empty() => !content.parsed_unnamed,
+            Named::Bind { name: b"" } => !content.parsed_unnamed,
             _ => true,
         };
         let bound = match named {
@@ -156,7 +166,10 @@ impl Assembler {
 
     /// A statement of this cycle has ended.
     pub fn statement_done(&mut self, cycle: u64, outcome: &StatementOutcome) {
-        let at = self.cycles.iter_mut().find(|waiting| waiting.number >= cycle);
+        let at = self
+            .cycles
+            .iter_mut()
+            .find(|waiting| waiting.number >= cycle);
         let content = match at.and_then(|cycle| cycle.pending.as_mut()) {
             Some(content) => Some(content),
             None => self.unit.as_mut().map(|unit| &mut unit.content),
@@ -173,24 +186,32 @@ impl Assembler {
         carried: &mut Carried,
         around: &Surroundings<'_>,
     ) -> bool {
-        while self.cycles.front().is_some_and(|cycle| cycle.number <= done.cycle) {
-            let Some(cycle) = self.cycles.pop_front() else { break };
+        while self
+            .cycles
+            .front()
+            .is_some_and(|cycle| cycle.number <= done.cycle)
+        {
+            let Some(cycle) = self.cycles.pop_front() else {
+                break;
+            };
             if let Some(content) = cycle.pending {
                 self.attribute(content, around);
             }
         }
-        if let Some(unit) = &mut self.unit {
-            if let Some(draft) = &mut unit.content.draft {
-                draft.outcome.result.status = done.status;
-                cut(draft, done.unfinished);
-            }
+        if let Some(unit) = &mut self.unit
+            && let Some(draft) = &mut unit.content.draft
+        {
+            draft.outcome.result.status = done.status;
+            cut(draft, done.unfinished);
         }
         let ended = done.status == TxStatus::Idle;
         carried.settle(done, ended);
         if !ended {
             return false;
         }
-        let Some(mut unit) = self.unit.take() else { return false };
+        let Some(mut unit) = self.unit.take() else {
+            return false;
+        };
         if let Some(draft) = &mut unit.content.draft {
             draft.outcome.after = carried.state();
         }
@@ -268,19 +289,31 @@ impl Assembler {
             carried.note_begin(&mut draft.outcome);
             draft
         });
-        Content { class: Class::NONE, draft, oversize: false, parsed_unnamed: false }
+        Content {
+            class: Class::NONE,
+            draft,
+            oversize: false,
+            parsed_unnamed: false,
+        }
     }
 
     /// Where bytes go now.
     fn newest(&mut self) -> Option<&mut Content> {
-        match self.cycles.back_mut().and_then(|cycle| cycle.pending.as_mut()) {
+        match self
+            .cycles
+            .back_mut()
+            .and_then(|cycle| cycle.pending.as_mut())
+        {
             Some(content) => Some(content),
             None => self.unit.as_mut().map(|unit| &mut unit.content),
         }
     }
 
     fn held_bytes(&self) -> usize {
-        let pending = self.cycles.iter().filter_map(|cycle| cycle.pending.as_ref());
+        let pending = self
+            .cycles
+            .iter()
+            .filter_map(|cycle| cycle.pending.as_ref());
         let open = self.unit.as_ref().map(|unit| &unit.content);
         pending
             .chain(open)
@@ -293,7 +326,9 @@ impl Assembler {
 /// Keeps the beginning of the unit's first statement.
 fn note_text(outcome: &mut PostgresOutcome, sql: &[u8]) {
     if outcome.text.is_empty() {
-        outcome.text.push_str(&String::from_utf8_lossy(&sql[..sql.len().min(TEXT_MAX)]));
+        outcome
+            .text
+            .push_str(&String::from_utf8_lossy(&sql[..sql.len().min(TEXT_MAX)]));
     }
 }
 

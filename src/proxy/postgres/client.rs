@@ -52,13 +52,24 @@ pub async fn serve(
         Ok(primary) => primary,
         Err(error) => {
             tracing::warn!(database = source.database.name, %error, "the primary cannot be reached");
-            client.write(&encode_error(Severity::Fatal, "08006", "the primary cannot be reached"));
+            client.write(&encode_error(
+                Severity::Fatal,
+                "08006",
+                "the primary cannot be reached",
+            ));
             listener.refused.add(1);
             return;
         }
     };
     primary.write(&startup_packet(&hello, &source));
-    let session = PgSession::start(&context, &services.shared, source, &hello, &client, &primary);
+    let session = PgSession::start(
+        &context,
+        &services.shared,
+        source,
+        &hello,
+        &client,
+        &primary,
+    );
     context.queues.spawn(Queue::Serve, {
         let (session, client, primary) = (session.clone(), client.clone(), primary.clone());
         async move { session.downstream(&client, &primary).await }
@@ -159,7 +170,7 @@ impl PgSession {
             counters.client_bytes_in.add(chunk.len() as u64);
             counters.primary_bytes_out.add(chunk.len() as u64);
             if self.followed.get() {
-                self.from_client(&chunk);
+                self.read_client(&chunk);
             }
             primary.send(chunk);
             if primary.drained(SOCKET_SEND_BYTES).await.is_err() {
@@ -175,7 +186,7 @@ impl PgSession {
             counters.primary_bytes_in.add(chunk.len() as u64);
             counters.client_bytes_out.add(chunk.len() as u64);
             if self.followed.get() {
-                self.from_primary(&chunk);
+                self.read_primary(&chunk);
             }
             client.send(chunk);
             if client.drained(SOCKET_SEND_BYTES).await.is_err() {
@@ -190,77 +201,85 @@ impl PgSession {
         primary.stop_receiving();
     }
 
-    fn from_client(&self, chunk: &Chunk) {
+    fn read_client(&self, chunk: &Chunk) {
         let around = self.surroundings();
         let mut assembler = self.assembler.borrow_mut();
         let mut carried = self.carried.borrow_mut();
         let mirrored = self.mirrored;
         let mut newest = 0;
-        let result = self.tracker.borrow_mut().client(chunk, &mut |event| match event {
-            ClientEvent::Opened { cycle } => {
-                if assembler.is_quiet() {
-                    self.began_ns.set(around.now_ns);
+        let result = self
+            .tracker
+            .borrow_mut()
+            .client(chunk, &mut |event| match event {
+                ClientEvent::Opened { cycle } => {
+                    if assembler.is_quiet() {
+                        self.began_ns.set(around.now_ns);
+                    }
+                    newest = cycle;
+                    assembler.opened(cycle, &carried, &around);
                 }
-                newest = cycle;
-                assembler.opened(cycle, &carried, &around);
-            }
-            ClientEvent::Bytes { range, cycle, .. } if mirrored => {
-                newest = cycle;
-                assembler.bytes(&chunk.slice(range), &around);
-            }
-            ClientEvent::Statement(text) => {
-                let class = match text.truncated {
-                    true => sql::Class::UNKNOWN,
-                    false => sql::classify(text.sql),
-                };
-                carried.statement(text.sql, class);
-                assembler.statement(text.sql, engine_class(class));
-            }
-            ClientEvent::Named(named) => {
-                carried.named(&named, newest);
-                assembler.named(&named, &carried);
-            }
-            _ => {}
-        });
+                ClientEvent::Bytes { range, cycle, .. } if mirrored => {
+                    newest = cycle;
+                    assembler.bytes(&chunk.slice(range), &around);
+                }
+                ClientEvent::Statement(text) => {
+                    let class = match text.truncated {
+                        true => sql::Class::UNKNOWN,
+                        false => sql::classify(text.sql),
+                    };
+                    carried.statement(text.sql, class);
+                    assembler.statement(text.sql, engine_class(class));
+                }
+                ClientEvent::Named(named) => {
+                    carried.named(&named, newest);
+                    assembler.named(&named, &carried);
+                }
+                _ => {}
+            });
         if let Err(violation) = result {
             drop((assembler, carried));
             self.lose_track(&violation);
         }
     }
 
-    fn from_primary(&self, chunk: &Chunk) {
+    fn read_primary(&self, chunk: &Chunk) {
         let around = self.surroundings();
         let mut assembler = self.assembler.borrow_mut();
         let mut carried = self.carried.borrow_mut();
-        let result = self.tracker.borrow_mut().server(chunk, &mut |event| match event {
-            ServerEvent::BackendKey { pid, key } => {
-                self.shared.cancels.insert(pid, key, &self.source.database.endpoint);
-                *self.cancel_key.borrow_mut() = Some((pid, key.into()));
-            }
-            ServerEvent::ParameterStatus { name, value } if self.mirrored => {
-                carried.parameter_status(name, value);
-            }
-            ServerEvent::Rows { cycle, digest } => {
-                *digest &= assembler.wants_digest(cycle);
-            }
-            ServerEvent::StatementDone { cycle, outcome } => {
-                carried.statement_done(outcome);
-                if let Some(code) = outcome.sqlstate() {
-                    let word = metrics::ErrorWord::of_sqlstate(code.as_str().as_bytes());
-                    self.source.metrics.errors.count(word);
+        let result = self
+            .tracker
+            .borrow_mut()
+            .server(chunk, &mut |event| match event {
+                ServerEvent::BackendKey { pid, key } => {
+                    self.shared
+                        .cancels
+                        .insert(pid, key, &self.source.database.endpoint);
+                    *self.cancel_key.borrow_mut() = Some((pid, key.into()));
                 }
-                assembler.statement_done(cycle, outcome);
-            }
-            ServerEvent::CycleDone(done) => {
-                if assembler.cycle_done(&done, &mut carried, &around) {
+                ServerEvent::ParameterStatus { name, value } if self.mirrored => {
+                    carried.parameter_status(name, value);
+                }
+                ServerEvent::Rows { cycle, digest } => {
+                    *digest &= assembler.wants_digest(cycle);
+                }
+                ServerEvent::StatementDone { cycle, outcome } => {
+                    carried.statement_done(outcome);
+                    if let Some(code) = outcome.sqlstate() {
+                        let word = metrics::ErrorWord::of_sqlstate(code.as_str().as_bytes());
+                        self.source.metrics.errors.count(word);
+                    }
+                    assembler.statement_done(cycle, outcome);
+                }
+                ServerEvent::CycleDone(done)
+                    if assembler.cycle_done(&done, &mut carried, &around) =>
+                {
                     self.source.metrics.requests.add(1);
                     let latency = around.now_ns.saturating_sub(self.began_ns.get());
                     self.source.metrics.latency.record(latency);
                     self.began_ns.set(around.now_ns);
                 }
-            }
-            _ => {}
-        });
+                _ => {}
+            });
         if let Err(violation) = result {
             drop((assembler, carried));
             self.lose_track(&violation);
@@ -303,7 +322,10 @@ impl context::Session for PgSession {
     }
 
     fn stop(&self) {
-        for socket in [&self.client, &self.primary].into_iter().filter_map(WeakSocket::upgrade) {
+        for socket in [&self.client, &self.primary]
+            .into_iter()
+            .filter_map(WeakSocket::upgrade)
+        {
             socket.stop_receiving();
         }
     }

@@ -11,9 +11,7 @@ use crate::mirror::pace::{self, Start, UnitPacer};
 use crate::mirror::payload::Part;
 use crate::mirror::unit::{Group, Unit};
 use crate::protocol::postgres::compare::UnitOutcome;
-use crate::protocol::postgres::login::{
-    Login, LoginError, LoginParams, LoginProgress, Secret,
-};
+use crate::protocol::postgres::login::{Login, LoginError, LoginParams, LoginProgress, Secret};
 use crate::protocol::postgres::replay::{Replay, ReplayError, ReplayProgress};
 use crate::protocol::postgres::session::SessionState;
 use crate::protocol::postgres::startup::CancelRequest;
@@ -85,12 +83,18 @@ impl Connection {
             .timeout(limit, converse(&socket, &mut login))
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        let settings = session.settings.iter().map(|(name, value)| (&name[..], &value[..]));
+        let settings = session
+            .settings
+            .iter()
+            .map(|(name, value)| (&name[..], &value[..]));
         Ok(Connection {
             socket,
             state: SessionState::fresh(settings),
             statements: ConnStatements::default(),
-            cancel: session.backend_key.map(|key| CancelRequest { pid: key.pid, key: key.key }),
+            cancel: session.backend_key.map(|key| CancelRequest {
+                pid: key.pid,
+                key: key.key,
+            }),
             endpoint: database.endpoint.clone(),
             dirty: false,
         })
@@ -114,7 +118,10 @@ impl Connection {
         let limit = context.config.borrow().general.mirror_timeout;
         let started_ns = context.ring.now_ns();
         let mut replay = Replay::new(digest);
-        let played = context.ring.timeout(limit, self.play(context, unit, pace, &mut replay)).await;
+        let played = context
+            .ring
+            .timeout(limit, self.play(context, unit, pace, &mut replay))
+            .await;
         let timed_out = match played {
             Ok(played) => {
                 played?;
@@ -123,7 +130,11 @@ impl Connection {
             Err(_) => {
                 self.cancel(context).await;
                 let rest = self.read_rest(&mut replay);
-                context.ring.timeout(CANCEL_GRACE, rest).await.map_err(|_| Broken::Stuck)??;
+                context
+                    .ring
+                    .timeout(CANCEL_GRACE, rest)
+                    .await
+                    .map_err(|_| Broken::Stuck)??;
                 true
             }
         };
@@ -133,7 +144,11 @@ impl Connection {
             self.state = SessionState::default();
         }
         self.state.adopt(&unit.outcome.after);
-        Ok(Ran { result, timed_out, started_ns })
+        Ok(Ran {
+            result,
+            timed_out,
+            started_ns,
+        })
     }
 
     /// Sets what the client's session has and this one lacks.
@@ -179,13 +194,15 @@ impl Connection {
                 failed = self.exchange(&rewritten.prepare_first).await?;
             }
             self.dirty = true;
-            self.send_groups(context, unit, pace, replay, &Source::Rewritten(&rewritten)).await?;
+            self.send_groups(context, unit, pace, replay, &Source::Rewritten(&rewritten))
+                .await?;
             self.read_rest(replay).await?;
             failed |= replay.outcome().errors() > 0;
             self.statements.settle(&rewritten, failed);
         } else {
             self.dirty = true;
-            self.send_groups(context, unit, pace, replay, &Source::AsSent).await?;
+            self.send_groups(context, unit, pace, replay, &Source::AsSent)
+                .await?;
             self.read_rest(replay).await?;
         }
         Ok(())
@@ -201,11 +218,15 @@ impl Connection {
     ) -> Result<(), Broken> {
         let mut pacer = UnitPacer::begin(engine_pace(pace), unit.began_ns, context.ring.now_ns());
         for (index, group) in unit.groups.iter().enumerate() {
-            let end = unit.groups.get(index + 1).map_or(unit.payload.len(), |next| next.offset);
+            let end = unit
+                .groups
+                .get(index + 1)
+                .map_or(unit.payload.len(), |next| next.offset);
             if index > 0 && pace != Pace::Off {
                 self.wait_turn(context, group, replay, &mut pacer).await?;
             }
-            self.send_range(unit, group.offset, end, replay, source).await?;
+            self.send_range(unit, group.offset, end, replay, source)
+                .await?;
         }
         Ok(())
     }
@@ -284,13 +305,17 @@ impl Connection {
             if progress == ReplayProgress::Done {
                 return Ok(());
             }
-            let Some(chunk) = self.socket.recv().await? else { return Err(Broken::Closed) };
+            let Some(chunk) = self.socket.recv().await? else {
+                return Err(Broken::Closed);
+            };
             progress = replay.receive(&chunk, &mut out)?;
         }
     }
 
     async fn read_some(&mut self, replay: &mut Replay) -> Result<(), Broken> {
-        let Some(chunk) = self.socket.recv().await? else { return Err(Broken::Closed) };
+        let Some(chunk) = self.socket.recv().await? else {
+            return Err(Broken::Closed);
+        };
         self.take(replay, &chunk).map(|_| ())
     }
 
@@ -324,7 +349,9 @@ async fn converse(
 ) -> Result<crate::protocol::postgres::login::LoggedIn, Broken> {
     let mut out = Vec::new();
     loop {
-        let Some(chunk) = socket.recv().await? else { return Err(Broken::Closed) };
+        let Some(chunk) = socket.recv().await? else {
+            return Err(Broken::Closed);
+        };
         match login.receive(&chunk, &mut out)? {
             LoginProgress::Continue => {
                 socket.write(&out);

@@ -69,7 +69,10 @@ async fn converse(context: &Context, shared: &Shared, client: &Socket) -> Result
         let (asked, is_ssl) = match parsed.first {
             First::Startup(startup) => {
                 client.unrecv(Chunk::from(buffer.split_off(parsed.consumed)));
-                return Ok(Hello { startup, packet: buffer });
+                return Ok(Hello {
+                    startup,
+                    packet: buffer,
+                });
             }
             First::Cancel(request) => {
                 if let Err(error) = cancel(context, shared, &request).await {
@@ -98,7 +101,9 @@ async fn cancel(
     shared: &Shared,
     request: &crate::protocol::postgres::startup::CancelRequest,
 ) -> io::Result<()> {
-    let Some(endpoint) = shared.cancels.find(request.pid, &request.key) else { return Ok(()) };
+    let Some(endpoint) = shared.cancels.find(request.pid, &request.key) else {
+        return Ok(());
+    };
     let server = context.connect(&endpoint).await?;
     server.write(&request.encode());
     // The server closes when the signal is sent; the client learns by our close that it was.

@@ -46,7 +46,10 @@ fn asks_for_order(unit: &Unit<Chunk, PostgresOutcome>) -> bool {
             // Its text came with an earlier unit.
             Some(b'B') => {
                 let name = body.split(|byte| *byte == 0).nth(1).unwrap_or_default();
-                unit.outcome.names.get(name).map(|statement| statement.sql())
+                unit.outcome
+                    .names
+                    .get(name)
+                    .map(|statement| statement.sql())
             }
             _ => None,
         };

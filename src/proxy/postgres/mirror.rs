@@ -40,7 +40,9 @@ pub fn start_workers(context: &Rc<Context>, mirror: Rc<PgMirror>) {
         mirror,
     });
     let manager = pool.clone();
-    context.queues.spawn(Queue::Mirror, async move { manager.manage().await });
+    context
+        .queues
+        .spawn(Queue::Mirror, async move { manager.manage().await });
 }
 
 struct Pool {
@@ -65,7 +67,11 @@ impl Pool {
                 continue;
             }
             if self.dispatcher().queued_units() > 0 && self.is_failing() {
-                or(self.mirror.work.wait(), self.context.ring.sleep(RETRY_LOOK, false)).await;
+                or(
+                    self.mirror.work.wait(),
+                    self.context.ring.sleep(RETRY_LOOK, false),
+                )
+                .await;
             } else {
                 self.mirror.work.wait().await;
             }
@@ -79,13 +85,25 @@ impl Pool {
         let ticket = {
             let state = self.state.borrow();
             self.dispatcher().next_for(|unit| {
-                let user = unit.outcome.identity.as_ref().map_or("", |who| who.user.as_str());
+                let user = unit
+                    .outcome
+                    .identity
+                    .as_ref()
+                    .map_or("", |who| who.user.as_str());
                 state.may_serve(unit.client, self.login(user), now_ns)
             })?
         };
-        let user = ticket.unit.outcome.identity.as_ref().map_or("", |who| who.user.as_str());
+        let user = ticket
+            .unit
+            .outcome
+            .identity
+            .as_ref()
+            .map_or("", |who| who.user.as_str());
         let login = self.login(user);
-        let checkout = self.state.borrow_mut().checkout(ticket.client, login, now_ns);
+        let checkout = self
+            .state
+            .borrow_mut()
+            .checkout(ticket.client, login, now_ns);
         Some((ticket, checkout))
     }
 
@@ -146,7 +164,12 @@ impl Pool {
     }
 
     async fn connect(&self, ticket: &PgTicket) -> Result<Connection, Broken> {
-        let user = ticket.unit.outcome.identity.as_ref().map_or("", |who| who.user.as_str());
+        let user = ticket
+            .unit
+            .outcome
+            .identity
+            .as_ref()
+            .map_or("", |who| who.user.as_str());
         let config = self.context.config.borrow().clone();
         let destination = &self.mirror.destination;
         let login = config
@@ -165,10 +188,15 @@ impl Pool {
     async fn run_on(&self, slot: usize, mut connection: Connection, ticket: PgTicket) -> bool {
         let now_ns = self.context.ring.now_ns();
         let metrics = &self.mirror.metrics;
-        metrics.queue_delay.record(now_ns.saturating_sub(ticket.unit.sealed_ns));
+        metrics
+            .queue_delay
+            .record(now_ns.saturating_sub(ticket.unit.sealed_ns));
         let pace = self.context.config.borrow().general.pace;
         let digest = self.mirror.options.compare == Compare::Rows;
-        match connection.run(&self.context, &ticket.unit, pace, digest).await {
+        match connection
+            .run(&self.context, &ticket.unit, pace, digest)
+            .await
+        {
             Ok(ran) => {
                 self.delivered(&ticket, &ran);
                 self.dispatcher().settle(ticket, Fate::Delivered);
@@ -203,7 +231,10 @@ impl Pool {
         if dirty {
             dispatcher.settle(ticket, Fate::Errored);
         } else if retired {
-            dispatcher.settle(ticket, Fate::Dropped(crate::mirror::ledger::DropReason::Shutdown));
+            dispatcher.settle(
+                ticket,
+                Fate::Dropped(crate::mirror::ledger::DropReason::Shutdown),
+            );
         } else {
             dispatcher.requeue(ticket);
         }
@@ -214,11 +245,17 @@ impl Pool {
     fn delivered(&self, ticket: &PgTicket, ran: &Ran) {
         let metrics = &self.mirror.metrics;
         let unit = &ticket.unit;
-        metrics.latency.record(self.context.ring.now_ns().saturating_sub(ran.started_ns));
-        metrics.primary_latency.record(unit.sealed_ns.saturating_sub(unit.began_ns));
+        metrics
+            .latency
+            .record(self.context.ring.now_ns().saturating_sub(ran.started_ns));
+        metrics
+            .primary_latency
+            .record(unit.sealed_ns.saturating_sub(unit.began_ns));
         for statement in ran.result.statements() {
             if let Some(code) = statement.sqlstate() {
-                metrics.errors.count(ErrorWord::of_sqlstate(code.as_str().as_bytes()));
+                metrics
+                    .errors
+                    .count(ErrorWord::of_sqlstate(code.as_str().as_bytes()));
             }
         }
         if ran.timed_out {
@@ -232,24 +269,27 @@ impl Pool {
         metrics.compared.add(1);
         if let Some((kind, found)) = judge::judge(unit, &ran.result, self.mirror.options.compare) {
             metrics.diverge(kind);
-            self.context.tell(Event::Divergence(Box::new(DivergenceReport {
-                source: self.mirror.source.clone(),
-                mirror: self.mirror.destination.name.clone(),
-                command: unit.outcome.text.clone(),
-                key: format!("statement {}", found.statement + 1).into_bytes(),
-                kind,
-                primary: found.primary.into_bytes(),
-                secondary: found.mirror.into_bytes(),
-                client: ticket.client,
-                core: self.context.core,
-            })));
+            self.context
+                .tell(Event::Divergence(Box::new(DivergenceReport {
+                    source: self.mirror.source.clone(),
+                    mirror: self.mirror.destination.name.clone(),
+                    command: unit.outcome.text.clone(),
+                    key: format!("statement {}", found.statement + 1).into_bytes(),
+                    kind,
+                    primary: found.primary.into_bytes(),
+                    secondary: found.mirror.into_bytes(),
+                    client: ticket.client,
+                    core: self.context.core,
+                })));
         }
     }
 
     fn publish(&self) {
         let state = self.state.borrow();
         let metrics = &self.mirror.metrics;
-        metrics.connections_open.set((state.idle() + state.busy()) as u64);
+        metrics
+            .connections_open
+            .set((state.idle() + state.busy()) as u64);
         metrics.connections_idle.set(state.idle() as u64);
     }
 

@@ -6,7 +6,6 @@ use crate::mirror::unit::Outcome;
 use crate::protocol::postgres::compare::UnitOutcome;
 use crate::protocol::postgres::session::SessionState;
 use crate::protocol::postgres::statements::Snapshot;
-use crate::protocol::postgres::tracker::StatementOutcome;
 
 /// Who a client is, for the mirrors' logins.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,11 +40,14 @@ impl Outcome for PostgresOutcome {
     fn reset(&mut self) {
         let mut text = std::mem::take(&mut self.text);
         text.clear();
-        *self = PostgresOutcome { text, ..PostgresOutcome::default() };
+        *self = PostgresOutcome {
+            text,
+            ..PostgresOutcome::default()
+        };
     }
 
     fn held_bytes(&self) -> usize {
-        let statements = self.result.statements().len() * size_of::<StatementOutcome>();
+        let statements = size_of_val(self.result.statements());
         statements + self.text.capacity()
     }
 }

@@ -29,7 +29,11 @@ pub async fn serve(context: Rc<Context>, source: SharedSource, client: Socket) {
         Err(error) => {
             // A direct client would find the port closed.
             tracing::warn!(database = source.database.name, %error, "the primary cannot be reached");
-            context.metrics.listener(metrics::Protocol::Redis).refused.add(1);
+            context
+                .metrics
+                .listener(metrics::Protocol::Redis)
+                .refused
+                .add(1);
             return;
         }
     };
@@ -127,7 +131,7 @@ impl RedisSession {
         let counters = self.context.metrics.listener(metrics::Protocol::Redis);
         while let Ok(Some(chunk)) = client.recv().await {
             counters.client_bytes_in.add(chunk.len() as u64);
-            if !self.from_client(&chunk) {
+            if !self.read_client(&chunk) {
                 client.stop_receiving();
                 primary.stop_receiving();
                 return;
@@ -152,7 +156,7 @@ impl RedisSession {
         while let Ok(Some(chunk)) = primary.recv().await {
             counters.primary_bytes_in.add(chunk.len() as u64);
             counters.client_bytes_out.add(chunk.len() as u64);
-            self.from_primary(&chunk);
+            self.read_primary(&chunk);
             client.send(chunk);
             if client.drained(SOCKET_SEND_BYTES).await.is_err() {
                 break;
@@ -166,7 +170,7 @@ impl RedisSession {
     }
 
     /// Reads along what the client sends. False: refuse the client, forward nothing.
-    fn from_client(&self, chunk: &Chunk) -> bool {
+    fn read_client(&self, chunk: &Chunk) -> bool {
         let state = &mut *self.state.borrow_mut();
         let mut offset = 0;
         while state.followed && offset < chunk.len() {
@@ -259,7 +263,10 @@ impl RedisSession {
         }
         let bytes_max = self.source.mirrors.bytes_max();
         let draft = content.draft.get_or_insert_with(|| {
-            self.source.mirrors.units.draft(self.id, self.context.ring.now_ns())
+            self.source
+                .mirrors
+                .units
+                .draft(self.id, self.context.ring.now_ns())
         });
         if draft.payload.len() + bytes.len() > bytes_max {
             content.oversize = true;
@@ -271,7 +278,7 @@ impl RedisSession {
     }
 
     /// Reads along what the primary sends.
-    fn from_primary(&self, chunk: &Chunk) {
+    fn read_primary(&self, chunk: &Chunk) {
         let state = &mut *self.state.borrow_mut();
         let mut offset = 0;
         while state.followed && offset < chunk.len() {
@@ -297,11 +304,11 @@ impl RedisSession {
     fn reply(&self, state: &mut State, frame: Frame<'_>) {
         let head = match frame.is_whole() {
             true => ReplyHead::whole(frame.bytes()),
-            false => {
-                ReplyHead::prefix(state.replies.kind().unwrap_or_default(), frame.bytes())
-            }
+            false => ReplyHead::prefix(state.replies.kind().unwrap_or_default(), frame.bytes()),
         };
-        let Paired::Reply { tag: pending, end } = state.tracker.reply(head) else { return };
+        let Paired::Reply { tag: pending, end } = state.tracker.reply(head) else {
+            return;
+        };
         let now_ns = self.context.ring.now_ns();
         let latency_ns = now_ns.saturating_sub(pending.arrived_ns);
         self.count(&pending, &frame, latency_ns);
@@ -314,7 +321,10 @@ impl RedisSession {
         let metrics = &self.source.metrics;
         metrics.requests.add(1);
         metrics.latency.record(latency_ns);
-        let failed = frame.bytes().first().is_some_and(|kind| matches!(kind, b'-' | b'!'));
+        let failed = frame
+            .bytes()
+            .first()
+            .is_some_and(|kind| matches!(kind, b'-' | b'!'));
         if failed {
             metrics.errors.count(ErrorWord::of_redis(frame.bytes()));
         }
@@ -408,12 +418,20 @@ impl RedisSession {
         frame: &Frame<'_>,
         now_ns: u64,
     ) {
-        let Transaction { exposed, class, content, commands, began_ns } = transaction;
+        let Transaction {
+            exposed,
+            class,
+            content,
+            commands,
+            began_ns,
+        } = transaction;
         let mirrors = &self.source.mirrors;
         if content.oversize {
             return mirrors.refuse(exposed, DropReason::Oversize);
         }
-        let Some(mut draft) = content.draft else { return mirrors.leave_out(class) };
+        let Some(mut draft) = content.draft else {
+            return mirrors.leave_out(class);
+        };
         if exposed.is_empty() {
             self.discard_draft(Some(draft));
             return mirrors.leave_out(class);
@@ -449,9 +467,17 @@ impl RedisSession {
 
     /// What has no reply has no outcome: it is no unit.
     fn abandon(&self, state: &mut State) {
-        let mut unfinished: Vec<Content> =
-            state.tracker.drain().map(|pending| pending.content).collect();
-        unfinished.extend(state.transaction.take().map(|transaction| transaction.content));
+        let mut unfinished: Vec<Content> = state
+            .tracker
+            .drain()
+            .map(|pending| pending.content)
+            .collect();
+        unfinished.extend(
+            state
+                .transaction
+                .take()
+                .map(|transaction| transaction.content),
+        );
         for content in unfinished {
             if content.draft.is_some() || content.oversize {
                 self.source.mirrors.exclude();
@@ -478,7 +504,10 @@ impl context::Session for RedisSession {
     }
 
     fn stop(&self) {
-        for socket in [&self.client, &self.primary].into_iter().filter_map(WeakSocket::upgrade) {
+        for socket in [&self.client, &self.primary]
+            .into_iter()
+            .filter_map(WeakSocket::upgrade)
+        {
             socket.stop_receiving();
         }
     }

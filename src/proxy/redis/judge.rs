@@ -92,7 +92,9 @@ fn judge_transaction(unit: &[u8], primary: &[u8], mirror: &[u8], how: Compare) -
         requests.push(Request::parse(&rest[..advance.consumed]));
         rest = &rest[advance.consumed..];
     }
-    let queued = requests.get(1..requests.len().saturating_sub(1)).unwrap_or_default();
+    let queued = requests
+        .get(1..requests.len().saturating_sub(1))
+        .unwrap_or_default();
     let mut all_compared = true;
     for ((request, ours), theirs) in queued.iter().zip(primary.elements()).zip(mirror.elements()) {
         match judge_one(request, ours.bytes(), theirs.bytes(), how) {
@@ -101,7 +103,11 @@ fn judge_transaction(unit: &[u8], primary: &[u8], mirror: &[u8], how: Compare) -
             different => return different,
         }
     }
-    if all_compared { Judgement::Equal } else { Judgement::NotCompared }
+    if all_compared {
+        Judgement::Equal
+    } else {
+        Judgement::NotCompared
+    }
 }
 
 fn shown(bytes: &[u8]) -> Vec<u8> {

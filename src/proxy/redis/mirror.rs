@@ -29,8 +29,14 @@ type RedisTicket = Ticket<Chunk, RedisOutcome>;
 
 /// Starts the worker; it ends when the mirror is retired.
 pub fn start_workers(context: &Rc<Context>, mirror: Rc<RedisMirror>) {
-    mirror.dispatcher.borrow_mut().set_window(REDIS_MIRROR_WINDOW);
-    let worker = Worker { context: context.clone(), mirror };
+    mirror
+        .dispatcher
+        .borrow_mut()
+        .set_window(REDIS_MIRROR_WINDOW);
+    let worker = Worker {
+        context: context.clone(),
+        mirror,
+    };
     context.queues.spawn(Queue::Mirror, worker.run());
 }
 
@@ -43,7 +49,11 @@ struct Worker {
 enum Flight {
     /// HELLO or SELECT, to bring the connection where the next unit needs it.
     Preamble,
-    Unit { ticket: RedisTicket, replies_left: u32, sent_ns: u64 },
+    Unit {
+        ticket: RedisTicket,
+        replies_left: u32,
+        sent_ns: u64,
+    },
 }
 
 /// One connection to the mirror.
@@ -95,7 +105,9 @@ impl Worker {
                     backoff.complain(&self.mirror.destination.name, &problem);
                 }
             }
-            backoff.pause(&self.context, || self.mirror.retired.get()).await;
+            backoff
+                .pause(&self.context, || self.mirror.retired.get())
+                .await;
         }
         self.dispatcher().set_unavailable(false);
     }
@@ -134,18 +146,17 @@ impl Worker {
             }
             self.fill(lane);
             self.mirror.oldest_sent_ns.set(lane.oldest_sent_ns());
-            let received = if lane.units < REDIS_MIRROR_WINDOW
-                && lane.socket.queued() < SOCKET_SEND_BYTES
-            {
-                // Whatever comes first: a reply, or another unit.
-                or(async { Some(lane.socket.recv().await) }, async {
-                    self.mirror.work.wait().await;
-                    None
-                })
-                .await
-            } else {
-                Some(lane.socket.recv().await)
-            };
+            let received =
+                if lane.units < REDIS_MIRROR_WINDOW && lane.socket.queued() < SOCKET_SEND_BYTES {
+                    // Whatever comes first: a reply, or another unit.
+                    or(async { Some(lane.socket.recv().await) }, async {
+                        self.mirror.work.wait().await;
+                        None
+                    })
+                    .await
+                } else {
+                    Some(lane.socket.recv().await)
+                };
             let chunk = match received {
                 None => continue,
                 Some(Ok(Some(chunk))) => chunk,
@@ -161,7 +172,9 @@ impl Worker {
 
     fn fill(&self, lane: &mut Lane) {
         while lane.units < REDIS_MIRROR_WINDOW && lane.socket.queued() < SOCKET_SEND_BYTES {
-            let Some(ticket) = self.dispatcher().next() else { return };
+            let Some(ticket) = self.dispatcher().next() else {
+                return;
+            };
             let now_ns = self.context.ring.now_ns();
             let delay = now_ns.saturating_sub(ticket.unit.sealed_ns);
             self.mirror.metrics.queue_delay.record(delay);
@@ -197,7 +210,10 @@ impl Worker {
     }
 
     fn reply(&self, lane: &mut Lane, frame: &Frame<'_>) -> Result<(), Broken> {
-        let failed = frame.bytes().first().is_some_and(|kind| matches!(kind, b'-' | b'!'));
+        let failed = frame
+            .bytes()
+            .first()
+            .is_some_and(|kind| matches!(kind, b'-' | b'!'));
         match lane.flights.front_mut() {
             None => Err(Broken::Unsolicited),
             Some(Flight::Preamble) if failed => Err(Broken::Refused("HELLO or SELECT")),
@@ -207,11 +223,16 @@ impl Worker {
             }
             Some(Flight::Unit { replies_left, .. }) => {
                 if failed {
-                    self.mirror.metrics.errors.count(ErrorWord::of_redis(frame.bytes()));
+                    self.mirror
+                        .metrics
+                        .errors
+                        .count(ErrorWord::of_redis(frame.bytes()));
                 }
                 *replies_left -= 1;
                 if *replies_left == 0
-                    && let Some(Flight::Unit { ticket, sent_ns, .. }) = lane.flights.pop_front()
+                    && let Some(Flight::Unit {
+                        ticket, sent_ns, ..
+                    }) = lane.flights.pop_front()
                 {
                     lane.units -= 1;
                     self.delivered(ticket, sent_ns, frame);
@@ -225,7 +246,9 @@ impl Worker {
         let metrics = &self.mirror.metrics;
         let latency = self.context.ring.now_ns().saturating_sub(sent_ns);
         metrics.latency.record(latency);
-        metrics.primary_latency.record(ticket.unit.outcome.latency_ns);
+        metrics
+            .primary_latency
+            .record(ticket.unit.outcome.latency_ns);
         if self.mirror.options.compare != Compare::Off {
             match judge::judge(&ticket.unit, frame, self.mirror.options.compare) {
                 Judgement::Equal => metrics.compared.add(1),
@@ -252,7 +275,8 @@ impl Worker {
             client: ticket.client,
             core: self.context.core,
         };
-        self.context.tell(crate::proxy::context::Event::Divergence(Box::new(report)));
+        self.context
+            .tell(crate::proxy::context::Event::Divergence(Box::new(report)));
     }
 
     /// The connection is gone: what was on its way has an unknown outcome.
@@ -285,7 +309,11 @@ impl Lane {
             self.command(&[b"HELLO", &version]);
             self.flights.push_back(Flight::Preamble);
         }
-        let db = if outcome.db == 0 { default_db } else { outcome.db };
+        let db = if outcome.db == 0 {
+            default_db
+        } else {
+            outcome.db
+        };
         if db != self.db {
             self.db = db;
             self.command(&[b"SELECT", db.to_string().as_bytes()]);
@@ -299,7 +327,11 @@ impl Lane {
         }
         self.units += 1;
         let replies_left = ticket.unit.outcome.replies;
-        self.flights.push_back(Flight::Unit { ticket, replies_left, sent_ns: now_ns });
+        self.flights.push_back(Flight::Unit {
+            ticket,
+            replies_left,
+            sent_ns: now_ns,
+        });
     }
 
     fn command(&self, args: &[&[u8]]) {
@@ -315,13 +347,16 @@ impl Lane {
     /// Reads one reply while nothing else is on its way; returns its first byte.
     async fn reply(&mut self) -> Result<u8, Broken> {
         loop {
-            let Some(chunk) = self.socket.recv().await? else { return Err(Broken::Closed) };
+            let Some(chunk) = self.socket.recv().await? else {
+                return Err(Broken::Closed);
+            };
             let advance = self
                 .framer
                 .advance(&chunk)
                 .map_err(|error| Broken::Protocol(error.to_string()))?;
             if advance.done {
-                self.socket.unrecv(chunk.slice(advance.consumed..chunk.len()));
+                self.socket
+                    .unrecv(chunk.slice(advance.consumed..chunk.len()));
                 return Ok(self.framer.kind().unwrap_or_default());
             }
         }
