@@ -3,6 +3,7 @@
 //! It stands in front of Postgres or Redis, forwards every byte to the primary, and copies the traffic to candidates
 //! that may be slow, wrong or dead without any client noticing.
 
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod demo;

@@ -4,6 +4,7 @@
 //! unknown, a unit that is missing, a value out of range is refused with file, line, key and the way out.
 
 mod address;
+pub(crate) mod arguments;
 mod databases;
 mod error;
 mod files;

@@ -421,7 +421,8 @@ pub struct Database {
     pub protocol: Protocol,
     /// Where it is.
     pub endpoint: Endpoint,
-    /// Its name on the server (Postgres).
+    /// Its name on the server (Postgres). Empty: the one that the client asked for, which only `parhelion postgres`
+    /// without `--database` means; never so from a file.
     pub database_name: String,
     /// How Parhelion itself logs in; `None` when empty.
     pub user: Option<String>,
