@@ -1,4 +1,5 @@
 //! The command line: what the arguments mean, what is refused, and with which exit code.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

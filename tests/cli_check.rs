@@ -1,4 +1,5 @@
 //! `parhelion check` against real servers, dead ones, silent ones and strangers.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};

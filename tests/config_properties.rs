@@ -1,4 +1,5 @@
 //! Whatever stands in the files: no panic, and every fault has a line, a problem and a way out.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::path::Path;
 
