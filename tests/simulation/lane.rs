@@ -256,7 +256,7 @@ impl Lane {
     fn hand_out(&mut self, now_ns: u64) {
         loop {
             let pool = &self.pool;
-            let may_go = |client| pool.may_serve(client, LOGIN, now_ns);
+            let may_go = |unit: &Unit<_, _>| pool.may_serve(unit.client, LOGIN, now_ns);
             let Some(ticket) = self.rings.next_for(may_go) else {
                 return;
             };
