@@ -244,17 +244,17 @@ pub(super) fn read_user(
     }
     let password = read_password(&mut s, f, base);
     let verifier = s.secret(f, "scram_verifier");
-    if let Some(at) = &verifier {
-        if !is_scram_verifier(at.value.expose()) {
-            let way_out = "write SCRAM-SHA-256$ITERATIONS:SALT$STORED:SERVER as in pg_authid";
-            s.refuse(
-                f,
-                at.line,
-                "scram_verifier",
-                "is not a SCRAM verifier",
-                way_out,
-            );
-        }
+    if let Some(at) = &verifier
+        && !is_scram_verifier(at.value.expose())
+    {
+        let way_out = "write SCRAM-SHA-256$ITERATIONS:SALT$STORED:SERVER as in pg_authid";
+        s.refuse(
+            f,
+            at.line,
+            "scram_verifier",
+            "is not a SCRAM verifier",
+            way_out,
+        );
     }
     let line = s.line;
     let resolved = database.and_then(|at| resolve_user_database(&s, f, at, databases));
@@ -310,7 +310,7 @@ fn is_scram_verifier(text: &str) -> bool {
     };
     let base64 = |text: &str, len: std::ops::RangeInclusive<usize>| {
         let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'=');
-        len.contains(&text.len()) && text.len() % 4 == 0 && text.bytes().all(fits)
+        len.contains(&text.len()) && text.len().is_multiple_of(4) && text.bytes().all(fits)
     };
     // A key is 32 bytes, which is 44 characters.
     iterations.parse::<u32>().is_ok_and(|n| n > 0)

@@ -168,10 +168,10 @@ fn diff_sentry(old: &Config, new: &Config, changes: &mut Changes) {
     for (key, before, after) in show::differing(&show::sentry(old), &show::sentry(new)) {
         changes.note(false, format!("sentry.{key}"), before, after);
     }
-    if let (Some(before), Some(after)) = (&old.sentry.dsn, &new.sentry.dsn) {
-        if before != after {
-            changes.note(false, "sentry.dsn".to_owned(), json!("***"), json!("***"));
-        }
+    if let (Some(before), Some(after)) = (&old.sentry.dsn, &new.sentry.dsn)
+        && before != after
+    {
+        changes.note(false, "sentry.dsn".to_owned(), json!("***"), json!("***"));
     }
 }
 

@@ -211,17 +211,16 @@ pub(super) fn read_mirroring(
         value: level @ (Level::Dml | Level::Ddl),
         line,
     }) = level
+        && redis
     {
-        if redis {
-            let problem = format!("\"{level}\" is for Postgres only");
-            s.refuse(
-                f,
-                line,
-                "level",
-                problem,
-                "write \"all\", \"reads\" or \"writes\"",
-            );
-        }
+        let problem = format!("\"{level}\" is for Postgres only");
+        s.refuse(
+            f,
+            line,
+            "level",
+            problem,
+            "write \"all\", \"reads\" or \"writes\"",
+        );
     }
     entry.level = level.map_or(entry.level, |at| at.value);
     entry.compare = s

@@ -42,7 +42,7 @@ mod tests {
     fn debug_never_shows_the_text() {
         let secret = Secret::new("canary-4711");
         assert_eq!(format!("{secret:?}"), "***");
-        assert_eq!(format!("{:#?}", Some(&secret)).contains("canary"), false);
+        assert!(!format!("{:#?}", Some(&secret)).contains("canary"));
         assert_eq!(secret.expose(), "canary-4711");
     }
 }
