@@ -285,7 +285,7 @@ impl Assembler {
     fn content(&self, carried: &Carried, around: &Surroundings<'_>, wanted: bool) -> Content {
         let draft = wanted.then(|| {
             let mut draft = around.mirrors.units.draft(self.client, around.now_ns);
-            draft.outcome.identity = Some(self.identity.clone());
+            draft.outcome.identity = self.identity.clone();
             carried.note_begin(&mut draft.outcome);
             draft
         });

@@ -95,10 +95,10 @@ fn choose(
     services.postgres(index)
 }
 
-/// The client's own packet, unless the database has another name on the server.
+/// The client's own packet, unless the database has another name on the server. (No name: whatever the client asks for.)
 fn startup_packet(hello: &Hello, source: &Source) -> Vec<u8> {
     let name = source.database.database_name.as_bytes();
-    if hello.startup.database() == name {
+    if name.is_empty() || hello.startup.database() == name {
         return hello.packet.clone();
     }
     let mut startup = hello.startup.clone();
@@ -141,7 +141,8 @@ impl PgSession {
         tracker.set_capture(mirrored);
         tracker.set_digest(mirrored && source.mirrors.compares_rows());
         let user = String::from_utf8_lossy(hello.startup.user().unwrap_or_default()).into_owned();
-        let assembler = Assembler::new(id, Rc::new(Identity { user }));
+        let database = String::from_utf8_lossy(hello.startup.database()).into_owned();
+        let assembler = Assembler::new(id, Rc::new(Identity { user, database }));
         source.metrics.active_clients.add(1);
         let session = Rc::new(PgSession {
             context: context.clone(),

@@ -62,17 +62,18 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Connects and logs in.
+    /// Connects and logs in; `name` is the database there.
     pub async fn open(
         context: &Context,
         database: &crate::config::Database,
+        name: &str,
         user: &str,
         password: Option<&crate::config::Secret>,
     ) -> Result<Connection, Broken> {
         let socket = context.connect(&database.endpoint).await?;
         let mut login = Login::new(LoginParams {
             user: user.as_bytes().to_vec(),
-            database: database.database_name.as_bytes().to_vec(),
+            database: name.as_bytes().to_vec(),
             password: password.map(|password| Secret::new(password.expose().to_owned())),
             extra: vec![(b"application_name".to_vec(), b"parhelion".to_vec())],
         });

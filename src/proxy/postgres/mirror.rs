@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use futures_lite::future::or;
 
-use super::PostgresOutcome;
 use super::connection::{Broken, Connection, Ran};
 use super::judge;
+use super::{Identity, PostgresOutcome};
 use crate::config::{Compare, MirrorPoolMode};
 use crate::metrics::ErrorWord;
 use crate::mirror::dispatch::{Dispatcher, Ticket};
@@ -51,8 +51,8 @@ struct Pool {
     state: RefCell<PoolState<usize>>,
     /// Connections that wait, by slot.
     idle: RefCell<Vec<Option<Connection>>>,
-    /// Client users seen; their index is the pool's name for a login.
-    logins: RefCell<Vec<String>>,
+    /// Who clients were so far; their index is the pool's name for a login.
+    logins: RefCell<Vec<Rc<Identity>>>,
 }
 
 impl Pool {
@@ -85,21 +85,10 @@ impl Pool {
         let ticket = {
             let state = self.state.borrow();
             self.dispatcher().next_for(|unit| {
-                let user = unit
-                    .outcome
-                    .identity
-                    .as_ref()
-                    .map_or("", |who| who.user.as_str());
-                state.may_serve(unit.client, self.login(user), now_ns)
+                state.may_serve(unit.client, self.login(&unit.outcome.identity), now_ns)
             })?
         };
-        let user = ticket
-            .unit
-            .outcome
-            .identity
-            .as_ref()
-            .map_or("", |who| who.user.as_str());
-        let login = self.login(user);
+        let login = self.login(&ticket.unit.outcome.identity);
         let checkout = self
             .state
             .borrow_mut()
@@ -107,11 +96,14 @@ impl Pool {
         Some((ticket, checkout))
     }
 
-    fn login(&self, user: &str) -> usize {
+    /// The pool's name for a login: clients of the same user and database share connections.
+    fn login(&self, who: &Rc<Identity>) -> usize {
         let mut logins = self.logins.borrow_mut();
-        let known = logins.iter().position(|known| known == user);
+        let known = logins
+            .iter()
+            .position(|known| Rc::ptr_eq(known, who) || known == who);
         known.unwrap_or_else(|| {
-            logins.push(user.to_owned());
+            logins.push(who.clone());
             logins.len() - 1
         })
     }
@@ -164,12 +156,8 @@ impl Pool {
     }
 
     async fn connect(&self, ticket: &PgTicket) -> Result<Connection, Broken> {
-        let user = ticket
-            .unit
-            .outcome
-            .identity
-            .as_ref()
-            .map_or("", |who| who.user.as_str());
+        let who = &ticket.unit.outcome.identity;
+        let user = who.user.as_str();
         let config = self.context.config.borrow().clone();
         let destination = &self.mirror.destination;
         let login = config
@@ -179,7 +167,11 @@ impl Pool {
             Some(login) => (login.user, login.password),
             None => (user, None),
         };
-        let connection = Connection::open(&self.context, destination, user, password).await?;
+        let name = match destination.database_name.as_str() {
+            "" => who.database.as_str(),
+            name => name,
+        };
+        let connection = Connection::open(&self.context, destination, name, user, password).await?;
         self.mirror.note_connection(connection.socket().downgrade());
         Ok(connection)
     }

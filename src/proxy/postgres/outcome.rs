@@ -8,17 +8,19 @@ use crate::protocol::postgres::session::SessionState;
 use crate::protocol::postgres::statements::Snapshot;
 
 /// Who a client is, for the mirrors' logins.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Identity {
     /// The user, as text for config look-ups.
     pub user: String,
+    /// The database it asked for; where the mirror's own has no name, units run in the one of this name.
+    pub database: String,
 }
 
 /// The primary's side of a unit.
 #[derive(Debug, Default)]
 pub struct PostgresOutcome {
     /// Whose unit it is.
-    pub identity: Option<Rc<Identity>>,
+    pub identity: Rc<Identity>,
     /// The client's session when the unit began …
     pub before: Rc<SessionState>,
     /// … and when it ended.
