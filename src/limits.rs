@@ -93,6 +93,19 @@ pub const PACE_LAG_NS_MAX: u64 = 5_000_000_000;
 /// From accept to a complete startup packet; PostgreSQL's own `authentication_timeout`.
 pub const POSTGRES_STARTUP_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Longest wait of a client for a pooled primary connection (`query_wait_timeout`): PgBouncer's name and default.
+pub const QUERY_WAIT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// From the startup packet to the last message of a client's login where Parhelion checks it; PostgreSQL's own
+/// `authentication_timeout`.
+pub const POSTGRES_AUTH_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Password verifiers kept, made once from the passwords of users.toml: about 200 bytes each.
+pub const VERIFIERS_LEN_MAX: usize = 10_000;
+
+/// How long a reset of a pooled connection between two clients may take before the connection is given up.
+pub const POOL_RESET_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Of a Redis request that arrives in pieces, how much is kept to know its name and keys.
 pub const REDIS_HEAD_BYTES: usize = 4 * 1024;
 

@@ -750,6 +750,40 @@ fn terminated_logins_need_users_that_can_be_checked_and_a_way_in() {
 }
 
 #[test]
+fn auth_methods_are_for_terminated_logins_and_md5_needs_passwords() {
+    let with = |keys: &str| BASE.replace("\"10.0.0.1\"", &format!("\"10.0.0.1\"\n{keys}"));
+    refused(
+        &with("auth_method = \"md5\""),
+        "auth_method",
+        "databases.auth_method",
+        "where the primary checks clients",
+    );
+    refused(
+        &with("auth = \"terminate\"\nauth_method = \"kerberos\""),
+        "auth_method",
+        "databases.auth_method",
+        "kerberos",
+    );
+    let key = "A".repeat(43);
+    let users = format!(
+        "{USERS}[[users]]\nname = \"a\"\ndatabase = \"prod\"\n\
+         scram_verifier = \"SCRAM-SHA-256$4096:c2FsdA==${key}=:{key}=\"\n"
+    );
+    refused_with(
+        &with("user = \"proxy\"\nauth = \"terminate\"\nauth_method = \"md5\""),
+        &users,
+        "auth =",
+        "databases.auth",
+        "by which md5 cannot be checked",
+    );
+    // Whoever trusts everybody needs no list of users, only a way in of its own.
+    let trusting = with("user = \"proxy\"\nauth = \"terminate\"\nauth_method = \"trust\"");
+    assert!(load_with(&trusting, USERS).is_ok());
+    let lost = with("auth = \"terminate\"\nauth_method = \"trust\"");
+    assert!(load_with(&lost, USERS).is_err());
+}
+
+#[test]
 fn users_have_a_name_a_known_database_and_one_entry() {
     let with = |rest: &str| format!("{USERS}[[users]] # it\n{rest}\n");
     let at = |rest: &str, mark: &str, key: &str, problem: &str| {

@@ -7,7 +7,7 @@ use super::files;
 use super::pgdog;
 use super::reader::{At, Faults, Section, fault};
 use super::secret::Secret;
-use super::types::{Auth, Database, PoolMode, Protocol, TlsMode, User};
+use super::types::{Auth, AuthMethod, Database, PoolMode, Protocol, TlsMode, User};
 
 /// The name of the admin console, which no Postgres database can have.
 pub(super) const ADMIN: &str = "admin";
@@ -60,6 +60,14 @@ pub(super) fn read_database(
     database.auth = s
         .word(f, "auth", Auth::WORDS, Auth::from_word)
         .map_or(database.auth, |at| at.value);
+    database.auth_method = s
+        .word(f, "auth_method", AuthMethod::WORDS, AuthMethod::from_word)
+        .map_or(database.auth_method, |at| at.value);
+    if s.has("auth_method") && database.auth != Auth::Terminate {
+        let problem = "has no effect where the primary checks clients";
+        let way_out = "write auth = \"terminate\" too, or remove it";
+        s.refuse(f, s.line_of("auth_method"), "auth_method", problem, way_out);
+    }
     database.pool_mode = s
         .word(f, "pool_mode", PoolMode::WORDS, PoolMode::from_word)
         .map_or(database.pool_mode, |at| at.value);
@@ -118,7 +126,14 @@ fn check_protocol_keys(s: &Section<'_, '_>, f: &mut Faults, database: &Database)
     let (others, owner): (&[&str], _) = match database.protocol {
         Protocol::Postgres => (&["db"], "Redis"),
         Protocol::Redis => (
-            &["database_name", "auth", "pool_mode", "role", "shard"],
+            &[
+                "database_name",
+                "auth",
+                "auth_method",
+                "pool_mode",
+                "role",
+                "shard",
+            ],
             "Postgres",
         ),
     };

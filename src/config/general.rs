@@ -79,6 +79,7 @@ pub(super) fn read_general(
             )
             .map_or(g.mirror_pool_mode, |at| at.value),
         connect_timeout: s.duration(f, "connect_timeout", g.connect_timeout, MS..=DAY),
+        query_wait_timeout: s.duration(f, "query_wait_timeout", g.query_wait_timeout, MS..=DAY),
         client_idle_timeout: (!idle.is_zero()).then_some(idle),
         drain_timeout: s.duration(f, "drain_timeout", g.drain_timeout, Duration::ZERO..=DAY),
         log_format: s

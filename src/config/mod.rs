@@ -27,7 +27,7 @@ pub use reload::{Change, Changes, apply, diff};
 pub use secret::Secret;
 pub use show::to_json;
 pub use types::{
-    Auth, Blocking, Compare, Config, Cores, Database, DualWrite, General, Level, Listener,
+    Auth, AuthMethod, Blocking, Compare, Config, Cores, Database, DualWrite, General, Level, Listener,
     ListenerTls, LogFormat, Login, MirrorPoolMode, Mirroring, Pace, PoolMode, Protocol, RedisMode,
     RingConfig, SampleBy, Sentry, TlsMode, User,
 };

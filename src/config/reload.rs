@@ -66,6 +66,7 @@ const LIVE_GENERAL: &[&str] = &[
     "pace",
     "mirror_timeout",
     "connect_timeout",
+    "query_wait_timeout",
     "client_idle_timeout",
     "drain_timeout",
 ];

@@ -5,7 +5,7 @@
 
 use super::address::Endpoint;
 use super::error::ConfigError;
-use super::types::{Auth, Config, Protocol, TlsMode};
+use super::types::{Auth, AuthMethod, Config, Protocol, TlsMode};
 use crate::limits::MIRRORS_PER_SOURCE_MAX;
 
 /// Where an entry came from: a line of a file, or an argument.
@@ -325,6 +325,10 @@ impl<'a> Check<'a> {
                 .filter(|u| u.database == Some(index))
                 .collect();
             let name = &database.name;
+            let trusts = database.auth_method == AuthMethod::Trust && database.user.is_some();
+            if users.is_empty() && trusts {
+                continue;
+            }
             if users.is_empty() {
                 let problem =
                     format!("\"terminate\" needs users, and users.toml has none for {name:?}");
@@ -339,6 +343,16 @@ impl<'a> Check<'a> {
                     user.name
                 );
                 let way_out = "give it a password, password_file or scram_verifier in users.toml";
+                self.refuse(place, problem, way_out);
+            } else if let Some(user) = users
+                .iter()
+                .find(|u| u.password.is_none() && database.auth_method == AuthMethod::Md5)
+            {
+                let problem = format!(
+                    "user {:?} of {name:?} has a verifier only, by which md5 cannot be checked",
+                    user.name
+                );
+                let way_out = "give it a password, or remove auth_method = \"md5\"";
                 self.refuse(place, problem, way_out);
             } else if let Some(user) = users
                 .iter()

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::address::{Endpoint, ListenAddress};
 use super::secret::Secret;
+use crate::limits::QUERY_WAIT_TIMEOUT;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -123,6 +124,20 @@ words! {
         Relay = "relay",
         /// The proxy, which then logs in to the primary itself.
         Terminate = "terminate",
+    }
+}
+
+words! {
+    /// How Parhelion checks a client where it does so itself; pg_hba.conf's words.
+    AuthMethod {
+        /// SCRAM-SHA-256, by a password or a stored verifier.
+        Scram = "scram-sha-256" | "scram",
+        /// md5 of the password and a salt; for clients that know nothing better.
+        Md5 = "md5",
+        /// The password in clear text.
+        Password = "password" | "cleartext",
+        /// No question asked.
+        Trust = "trust",
     }
 }
 
@@ -328,6 +343,8 @@ pub struct General {
     pub mirror_pool_mode: MirrorPoolMode,
     /// Longest time to connect and log in to a database.
     pub connect_timeout: Duration,
+    /// Longest wait of a client for a pooled primary connection.
+    pub query_wait_timeout: Duration,
     /// A client that says nothing for so long is closed; `None`: never.
     pub client_idle_timeout: Option<Duration>,
     /// Longest time between SIGTERM and the end.
@@ -353,6 +370,7 @@ impl Default for General {
             mirror_timeout: Duration::from_secs(30),
             mirror_pool_mode: MirrorPoolMode::Unit,
             connect_timeout: Duration::from_secs(5),
+            query_wait_timeout: QUERY_WAIT_TIMEOUT,
             client_idle_timeout: None,
             drain_timeout: Duration::from_secs(30),
             log_format: LogFormat::Text,
@@ -432,6 +450,8 @@ pub struct Database {
     pub pool_size: usize,
     /// Who checks clients (Postgres).
     pub auth: Auth,
+    /// How they are checked with [`Auth::Terminate`].
+    pub auth_method: AuthMethod,
     /// Who holds primary connections (Postgres).
     pub pool_mode: PoolMode,
     /// TLS towards it.
@@ -455,6 +475,7 @@ impl Database {
             password: None,
             pool_size: 10,
             auth: Auth::Relay,
+            auth_method: AuthMethod::Scram,
             pool_mode: PoolMode::Session,
             // Redis has no way to ask for TLS on an open connection.
             tls: match protocol {

@@ -64,6 +64,8 @@ pub struct LoggedIn {
     pub settings: Vec<(Vec<u8>, Vec<u8>)>,
     /// What a CancelRequest needs, if the server gave it.
     pub backend_key: Option<BackendKey>,
+    /// The notices that came with it, as messages (at most 64 KiB).
+    pub notices: Vec<u8>,
 }
 
 /// Process and secret of a session, for its CancelRequest.
@@ -107,6 +109,8 @@ pub enum LoginError {
         sqlstate: Sqlstate,
         /// Its text, at most 512 bytes.
         message: String,
+        /// The ErrorResponse's body, for a client on whose behalf the login is made.
+        body: Box<[u8]>,
     },
     /// The server wants a password and none is configured.
     #[error("server asks for a password and none is configured")]
@@ -141,6 +145,8 @@ enum State {
 /// One login under way.
 pub struct Login {
     params: LoginParams,
+    /// The startup packet of the client on whose behalf it is.
+    startup: Option<StartupMessage>,
     framer: MessageFramer,
     capture: Capture,
     state: State,
@@ -160,6 +166,7 @@ impl Login {
     pub fn new(params: LoginParams) -> Self {
         Self {
             params,
+            startup: None,
             framer: MessageFramer::server(),
             capture: Capture::default(),
             state: State::Asked,
@@ -167,8 +174,30 @@ impl Login {
         }
     }
 
+    /// A login on behalf of a client, with everything that its startup packet asks for but user and database.
+    pub fn on_behalf(mut startup: StartupMessage, params: LoginParams) -> Self {
+        startup.minor = 0;
+        let options: Vec<_> = startup
+            .params()
+            .map(|(name, _)| name.to_vec())
+            .filter(|name| name.starts_with(b"_pq_."))
+            .collect();
+        for name in options {
+            startup.remove(&name);
+        }
+        startup.set(b"user", &params.user);
+        startup.set(b"database", &params.database);
+        Self {
+            startup: Some(startup),
+            ..Self::new(params)
+        }
+    }
+
     /// The startup packet.
     pub fn start(&self) -> Vec<u8> {
+        if let Some(startup) = &self.startup {
+            return startup.encode();
+        }
         let mut startup = StartupMessage::new(&self.params.user, &self.params.database);
         for (name, value) in &self.params.extra {
             if !matches!(
@@ -223,7 +252,15 @@ impl Login {
         let accepted = matches!(self.state, State::Accepted);
         match tag {
             b'E' => return Err(server_error(body)),
-            b'N' | b'v' => {}
+            b'N' => {
+                let notices = &mut self.session.notices;
+                if notices.len() + body.len() <= LOGIN_MESSAGE_MAX {
+                    notices.push(b'N');
+                    notices.extend((body.len() as u32 + 4).to_be_bytes());
+                    notices.extend_from_slice(body);
+                }
+            }
+            b'v' => {}
             b'R' if !accepted => {
                 let (kind, rest) = body.split_first_chunk::<4>().ok_or(malformed)?;
                 self.authentication(u32::from_be_bytes(*kind), rest, out)?;
@@ -334,7 +371,8 @@ fn scram_error(error: std::io::Error) -> LoginError {
 }
 
 /// SQLSTATE and text of an ErrorResponse.
-fn server_error(mut body: &[u8]) -> LoginError {
+fn server_error(whole: &[u8]) -> LoginError {
+    let mut body = whole;
     let (mut sqlstate, mut message) = (Sqlstate::new(b""), String::new());
     while let Some((&field, rest)) = body.split_first() {
         let Some((text, rest)) = split_cstr(rest) else {
@@ -350,7 +388,11 @@ fn server_error(mut body: &[u8]) -> LoginError {
         }
         body = rest;
     }
-    LoginError::Server { sqlstate, message }
+    LoginError::Server {
+        sqlstate,
+        message,
+        body: whole.into(),
+    }
 }
 
 #[cfg(test)]
@@ -448,7 +490,7 @@ mod tests {
             .unwrap_err();
         assert_eq!(
             got,
-            LoginError::Server {
+            LoginError::Server { body: _,
                 sqlstate: Sqlstate::new(b"28P01"),
                 message: "password authentication failed".into()
             }

@@ -3,6 +3,7 @@
 //!
 //! Rules are taken from the PostgreSQL documentation, chapter "Frontend/Backend Protocol".
 
+pub mod auth;
 mod capture;
 pub mod compare;
 pub mod digest;

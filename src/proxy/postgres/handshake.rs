@@ -101,11 +101,11 @@ async fn cancel(
     shared: &Shared,
     request: &crate::protocol::postgres::startup::CancelRequest,
 ) -> io::Result<()> {
-    let Some(endpoint) = shared.cancels.find(request.pid, &request.key) else {
+    let Some(order) = shared.cancels.find(request) else {
         return Ok(());
     };
-    let server = context.connect(&endpoint).await?;
-    server.write(&request.encode());
+    let server = context.connect(&order.endpoint).await?;
+    server.write(&order.request.encode());
     // The server closes when the signal is sent; the client learns by our close that it was.
     while server.recv().await?.is_some() {}
     Ok(())
