@@ -27,8 +27,8 @@ pub use reload::{Change, Changes, apply, diff};
 pub use secret::Secret;
 pub use show::to_json;
 pub use types::{
-    Auth, AuthMethod, Blocking, Compare, Config, Cores, Database, DualWrite, General, Level, Listener,
-    ListenerTls, LogFormat, Login, MirrorPoolMode, Mirroring, Pace, PoolMode, Protocol, RedisMode,
-    RingConfig, SampleBy, Sentry, TlsMode, User,
+    Auth, AuthMethod, Blocking, Compare, Config, Cores, Database, DualWrite, General, Level,
+    Listener, ListenerTls, LogFormat, Login, MirrorPoolMode, Mirroring, Pace, PoolMode, Protocol,
+    RedisMode, RingConfig, SampleBy, Sentry, TlsMode, User,
 };
 pub use units::{parse_duration, parse_size, show_duration, show_size};

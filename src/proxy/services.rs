@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::mirrors::{Mirror, MirrorGroup};
 use super::{Context, postgres, redis};
-use crate::config::{Config, Protocol};
+use crate::config::{Config, Database, Protocol};
 use crate::metrics;
 use crate::mirror::unit::{Outcome, UnitPool};
 use crate::ring::{Chunk, Listener, Queue, Socket};
@@ -18,6 +18,8 @@ use crate::ring::{Chunk, Listener, Queue, Socket};
 pub struct Shared {
     /// Locked at login, logout and cancel only.
     pub cancels: postgres::CancelRegistry,
+    /// Locked at logins that Parhelion checks.
+    pub accounts: postgres::Accounts,
 }
 
 /// The sources of one core.
@@ -95,6 +97,7 @@ impl Services {
             |index, mirrors, metrics| {
                 let database = config.databases[index].clone();
                 Rc::new(postgres::Source {
+                    pools: self.pools(&database),
                     database,
                     mirrors,
                     metrics,
@@ -186,6 +189,15 @@ impl Services {
         }
         *known.borrow_mut() = now;
         sources
+    }
+
+    /// The primary connections of a database that is as it was, or none.
+    fn pools(&self, database: &Database) -> Rc<postgres::ServerPools> {
+        let known = self.postgres.borrow();
+        known
+            .values()
+            .find(|source| source.database == *database)
+            .map_or_else(Rc::default, |source| source.pools.clone())
     }
 
     /// Takes over exposures, pauses and bounds that were changed at run time.

@@ -490,7 +490,8 @@ mod tests {
             .unwrap_err();
         assert_eq!(
             got,
-            LoginError::Server { body: _,
+            LoginError::Server {
+                body: error[5..].into(),
                 sqlstate: Sqlstate::new(b"28P01"),
                 message: "password authentication failed".into()
             }

@@ -10,6 +10,8 @@ pub mod digest;
 pub mod framer;
 pub mod lexer;
 pub mod login;
+pub mod pinning;
+pub mod rename;
 pub mod replay;
 pub mod session;
 pub mod sql;

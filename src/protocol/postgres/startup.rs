@@ -335,6 +335,41 @@ pub fn unencrypted_data_error(ssl: bool) -> Vec<u8> {
     encode_error(Severity::Fatal, "08P01", &text)
 }
 
+/// Appends a message: type, length, body.
+pub fn push_message(out: &mut Vec<u8>, tag: u8, body: &[u8]) {
+    out.push(tag);
+    out.extend((body.len() as u32 + 4).to_be_bytes());
+    out.extend_from_slice(body);
+}
+
+/// Newest minor version of protocol 3 that a server of ours speaks.
+pub const PROTOCOL_MINOR_MAX: u16 = 2;
+
+impl StartupMessage {
+    /// What a server answers that speaks protocol 3.2 and knows none of the `_pq_.` options; `None` where there is nothing to
+    /// negotiate.
+    pub fn negotiation(&self) -> Option<Vec<u8>> {
+        let unknown: Vec<&[u8]> = self
+            .params()
+            .map(|(name, _)| name)
+            .filter(|name| name.starts_with(b"_pq_."))
+            .collect();
+        if self.minor <= PROTOCOL_MINOR_MAX && unknown.is_empty() {
+            return None;
+        }
+        let minor = self.minor.min(PROTOCOL_MINOR_MAX);
+        let mut body = (3 << 16 | u32::from(minor)).to_be_bytes().to_vec();
+        body.extend((unknown.len() as u32).to_be_bytes());
+        for name in unknown {
+            body.extend_from_slice(name);
+            body.push(0);
+        }
+        let mut out = Vec::new();
+        push_message(&mut out, b'v', &body);
+        Some(out)
+    }
+}
+
 /// How bad an ErrorResponse is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
@@ -404,6 +439,22 @@ mod tests {
                 3 << 16 | 2,
                 b"user\0ann\0database\0twin\0options\0-c a=b\0\0"
             )
+        );
+    }
+
+    #[test]
+    fn newer_versions_and_unknown_options_are_negotiated_down() {
+        let negotiation = |minor: u32, params: &[u8]| {
+            let First::Startup(startup) = first(&packet(3 << 16 | minor, params)).unwrap() else {
+                panic!()
+            };
+            startup.negotiation()
+        };
+        assert_eq!(negotiation(0, b"user\0a\0\0"), None);
+        assert_eq!(negotiation(2, b"user\0a\0\0"), None);
+        assert_eq!(
+            negotiation(9999, b"user\0a\0_pq_.x\01\0\0").unwrap(),
+            b"v\0\0\0\x12\0\x03\0\x02\0\0\0\x01_pq_.x\0"
         );
     }
 

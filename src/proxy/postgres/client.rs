@@ -1,7 +1,8 @@
 //! One Postgres client and its own connection to the primary.
 //!
 //! Bytes go on as they come, in both directions; the tracker only reads along. The client authenticates with
-//! the primary itself. If the stream cannot be followed any more, it is still forwarded, and not mirrored.
+//! the primary itself, or has been checked by [`super::terminate`]. If the stream cannot be followed any more, it is
+//! still forwarded, and not mirrored.
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
@@ -11,11 +12,14 @@ use super::assembler::{Assembler, Surroundings, engine_class};
 use super::carried::Carried;
 use super::handshake::{self, Hello, Refusal};
 use super::outcome::Identity;
+use super::pooled;
+use super::terminate::{self, Refused};
 use super::{SharedSource, Source};
-use crate::config::Protocol;
+use crate::config::{Auth, PoolMode, Protocol};
 use crate::limits::SOCKET_SEND_BYTES;
 use crate::metrics;
 use crate::mirror::unit::ClientId;
+use crate::protocol::postgres::login::LoggedIn;
 use crate::protocol::postgres::sql;
 use crate::protocol::postgres::startup::{Severity, encode_error};
 use crate::protocol::postgres::tracker::{ClientEvent, ServerEvent, Tracker};
@@ -48,33 +52,92 @@ pub async fn serve(
         listener.refused.add(1);
         return;
     };
-    let primary = match context.connect(&source.database.endpoint).await {
-        Ok(primary) => primary,
-        Err(error) => {
-            tracing::warn!(database = source.database.name, %error, "the primary cannot be reached");
-            client.write(&encode_error(
-                Severity::Fatal,
-                "08006",
-                "the primary cannot be reached",
-            ));
+    let opened = match (source.database.auth, source.database.pool_mode) {
+        (Auth::Relay, _) => relayed(&context, &source, &client, &hello).await,
+        (Auth::Terminate, mode) => {
+            let accounts = &services.shared.accounts;
+            let checked = terminate::check(&context, accounts, &source, &client, &hello).await;
+            match (checked, mode) {
+                (Ok(()), PoolMode::Transaction) => {
+                    let shared = &services.shared;
+                    match pooled::serve(&context, shared, source.clone(), &client, &hello).await {
+                        Ok(()) => return,
+                        Err(refused) => Err(refused),
+                    }
+                }
+                (Ok(()), PoolMode::Session) => own(&context, &source, &client, &hello).await,
+                (Err(refused), _) => Err(refused),
+            }
+        }
+    };
+    let (primary, opening) = match opened {
+        Ok(opened) => opened,
+        Err(refused) => {
             listener.refused.add(1);
+            tracing::debug!(%refused, peer = ?client.peer(), "no session");
             return;
         }
     };
-    primary.write(&startup_packet(&hello, &source));
     let session = PgSession::start(
         &context,
         &services.shared,
         source,
         &hello,
-        &client,
-        &primary,
+        opening,
+        (&client, &primary),
     );
     context.queues.spawn(Queue::Serve, {
         let (session, client, primary) = (session.clone(), client.clone(), primary.clone());
         async move { session.downstream(&client, &primary).await }
     });
     session.upstream(&client, &primary).await;
+}
+
+/// How a session begins.
+enum Opening {
+    /// With the client's own login, which passes through.
+    Relayed,
+    /// Behind a login that was made for it.
+    LoggedIn(LoggedIn),
+}
+
+/// A primary connection on which the client will log in by itself.
+async fn relayed(
+    context: &Context,
+    source: &Source,
+    client: &Socket,
+    hello: &Hello,
+) -> Result<(Socket, Opening), Refused> {
+    match context.connect(&source.database.endpoint).await {
+        Ok(primary) => {
+            primary.write(&startup_packet(hello, source));
+            Ok((primary, Opening::Relayed))
+        }
+        Err(error) => {
+            tracing::warn!(database = source.database.name, %error, "the primary cannot be reached");
+            let text = "the primary cannot be reached";
+            client.write(&encode_error(Severity::Fatal, "08006", text));
+            Err(Refused::Io(error))
+        }
+    }
+}
+
+/// A primary connection for this client alone, logged in; the client is told so.
+async fn own(
+    context: &Context,
+    source: &SharedSource,
+    client: &Socket,
+    hello: &Hello,
+) -> Result<(Socket, Opening), Refused> {
+    let login = terminate::backend_login(context, source, client, hello)?;
+    let (primary, session) = terminate::connect(context, source, client, hello, login).await?;
+    let key = session.backend_key.as_ref().map(|key| (key.pid, &*key.key));
+    client.write(&terminate::welcome(
+        &session.notices,
+        session.settings.iter(),
+        key,
+    ));
+    Ok((primary, Opening::LoggedIn(session)))
 }
 
 fn choose(
@@ -132,17 +195,32 @@ impl PgSession {
         shared: &Arc<Shared>,
         source: SharedSource,
         hello: &Hello,
-        client: &Socket,
-        primary: &Socket,
+        opening: Opening,
+        (client, primary): (&Socket, &Socket),
     ) -> Rc<PgSession> {
         let id = context.new_client();
-        let mut tracker = Tracker::new(hello.startup.is_replication());
+        let replication = hello.startup.is_replication();
+        let mut tracker = match &opening {
+            Opening::LoggedIn(_) if !replication => Tracker::new_ready(),
+            _ => Tracker::new(replication),
+        };
         let mirrored = !source.mirrors.is_empty();
         tracker.set_capture(mirrored);
         tracker.set_digest(mirrored && source.mirrors.compares_rows());
         let user = String::from_utf8_lossy(hello.startup.user().unwrap_or_default()).into_owned();
         let database = String::from_utf8_lossy(hello.startup.database()).into_owned();
         let assembler = Assembler::new(id, Rc::new(Identity { user, database }));
+        let mut carried = Carried::new(&hello.startup);
+        let mut cancel_key = None;
+        if let Opening::LoggedIn(session) = opening {
+            for (name, value) in &session.settings {
+                carried.parameter_status(name, value);
+            }
+            cancel_key = session.backend_key.map(|key| (key.pid, key.key));
+        }
+        if let Some((pid, key)) = &cancel_key {
+            shared.cancels.insert(*pid, key, &source.database.endpoint);
+        }
         source.metrics.active_clients.add(1);
         let session = Rc::new(PgSession {
             context: context.clone(),
@@ -151,10 +229,10 @@ impl PgSession {
             id,
             tracker: RefCell::new(tracker),
             assembler: RefCell::new(assembler),
-            carried: RefCell::new(Carried::new(&hello.startup)),
+            carried: RefCell::new(carried),
             mirrored,
             followed: Cell::new(true),
-            cancel_key: RefCell::default(),
+            cancel_key: RefCell::new(cancel_key),
             began_ns: Cell::new(0),
             draining: Cell::new(false),
             client: client.downgrade(),

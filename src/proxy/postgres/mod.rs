@@ -9,6 +9,9 @@ mod handshake;
 mod judge;
 mod mirror;
 mod outcome;
+mod pooled;
+mod server_pool;
+mod terminate;
 
 use std::rc::Rc;
 
@@ -21,6 +24,8 @@ pub use cancel::CancelRegistry;
 pub use client::serve;
 pub use mirror::start_workers;
 pub use outcome::{Identity, PostgresOutcome};
+pub use server_pool::ServerPools;
+pub use terminate::Accounts;
 
 /// A database that clients connect to, with its mirrors, on one core.
 pub struct Source {
@@ -28,6 +33,8 @@ pub struct Source {
     pub database: Database,
     /// Its mirrors.
     pub mirrors: MirrorGroup<PostgresOutcome>,
+    /// Primary connections that its clients share.
+    pub pools: Rc<ServerPools>,
     /// Its counters.
     pub metrics: Arc<SourceMetrics>,
 }
