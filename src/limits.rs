@@ -175,3 +175,19 @@ pub const CONFIG_FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// Bytes of a password file: what a Postgres or Redis login could carry in one message of a sensible size.
 pub const SECRET_FILE_BYTES_MAX: u64 = 64 << 10;
+
+// --- TLS ---
+
+/// From the first byte of a TLS handshake to its last: three round trips over the worst link, and a busy core.
+pub const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Plaintext that is encrypted at a time: one TLS record of the largest size, so that a large write is never held
+/// twice.
+pub const TLS_WRITE_BYTES: usize = 16 * 1024;
+
+/// Answers of TLS itself (key updates, alerts) to a peer that takes none of them. An honest peer is owed a hundred
+/// bytes or so.
+pub const TLS_UNREAD_ANSWERS_BYTES: usize = 64 * 1024;
+
+/// TLS 1.3 tickets, and sessions that a server or client remembers: one per client that is likely to come back soon.
+pub const TLS_SESSIONS_MAX: usize = 1024;
