@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::metrics::Registry;
 use crate::proxy::context::Event;
 use crate::proxy::services::Shared;
+use crate::proxy::tls::{Material, TlsError, TlsStore};
 use crate::ring::Ringer;
 
 pub use probes::raise_descriptor_limit;
@@ -44,6 +45,9 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// A certificate or key is not what it should be.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A core's thread did not come up.
     #[error("core {cpu} did not start: {problem}")]
     Core {
@@ -89,6 +93,8 @@ pub struct Cores {
     tell: Sender<Event>,
     /// The addresses that clients can reach, as bound.
     pub addresses: Vec<String>,
+    /// Certificates and keys in force on all cores.
+    pub tls: Arc<TlsStore>,
 }
 
 /// The sending half of one core.
@@ -115,7 +121,11 @@ pub fn start(config: &Arc<Config>, registry: &Arc<Registry>) -> Result<Cores, St
     probes::check()?;
     let bound = listeners::bind(config, &cpus)?;
     let (tell, events) = crossbeam_channel::bounded(EVENTS_MAX);
-    let shared = Arc::new(Shared::default());
+    let tls = Arc::new(TlsStore::new(Material::load(config)?));
+    let shared = Arc::new(Shared {
+        tls: tls.clone(),
+        ..Shared::default()
+    });
     let mut handles = Vec::with_capacity(cpus.len());
     for ((index, cpu), sockets) in cpus.iter().enumerate().zip(bound.per_core) {
         let seed = core::CoreSeed {
@@ -135,6 +145,7 @@ pub fn start(config: &Arc<Config>, registry: &Arc<Registry>) -> Result<Cores, St
                     events,
                     tell,
                     addresses: Vec::new(),
+                    tls,
                 }
                 .stop();
                 return Err(error);
@@ -146,6 +157,7 @@ pub fn start(config: &Arc<Config>, registry: &Arc<Registry>) -> Result<Cores, St
         events,
         tell,
         addresses: bound.addresses,
+        tls,
     })
 }
 

@@ -11,6 +11,7 @@ use super::{CoreMessage, CoreSender};
 use crate::config::{self, Config};
 use crate::control::{CommandError, Commands};
 use crate::metrics::{MirrorSettings, Registry};
+use crate::proxy::tls::{Material, TlsStore};
 
 /// What only the control thread's loop can do.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +29,7 @@ pub(super) struct Operator {
     registry: Arc<Registry>,
     cores: Vec<CoreSender>,
     addresses: Vec<String>,
+    tls: Arc<TlsStore>,
     requests: UnboundedSender<Request>,
     /// One reload at a time.
     reloading: Mutex<()>,
@@ -40,6 +42,7 @@ impl Operator {
         registry: Arc<Registry>,
         cores: Vec<CoreSender>,
         addresses: Vec<String>,
+        tls: Arc<TlsStore>,
         requests: UnboundedSender<Request>,
     ) -> Operator {
         Operator {
@@ -48,6 +51,7 @@ impl Operator {
             registry,
             cores,
             addresses,
+            tls,
             requests,
             reloading: Mutex::new(()),
         }
@@ -193,6 +197,10 @@ impl Commands for Operator {
         let changes = config::diff(&old, &new);
         // What needs a restart stays as it is; the rest is taken over whole.
         let merged = Arc::new(config::apply(&old, new));
+        // Read anew even if the paths are the same: a certificate that was renewed is what most reloads are for.
+        let material =
+            Material::load(&merged).map_err(|error| CommandError::Invalid(error.to_string()))?;
+        self.tls.replace(material);
         self.config.store(merged.clone());
         self.tell_all(|| CoreMessage::Config(merged.clone()));
         let answer = changes.to_json();

@@ -3,6 +3,7 @@
 mod assembler;
 mod cancel;
 mod carried;
+mod channel_binding;
 mod client;
 mod connection;
 mod handshake;
@@ -25,7 +26,7 @@ pub use outcome::{Identity, PostgresOutcome};
 /// A database that clients connect to, with its mirrors, on one core.
 pub struct Source {
     /// Where it is.
-    pub database: Database,
+    pub database: Arc<Database>,
     /// Its mirrors.
     pub mirrors: MirrorGroup<PostgresOutcome>,
     /// Its counters.
