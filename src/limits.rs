@@ -88,6 +88,10 @@ pub const PACE_GRAIN_NS: u64 = 1_000_000;
 /// fill the rings with units that only wait for their time.
 pub const PACE_LAG_NS_MAX: u64 = 5_000_000_000;
 
+/// Pause between two log lines about statements that fail on a mirror, and between two about its lost connections: an
+/// operator needs to learn of it, not of each.
+pub const MIRROR_LOG_INTERVAL_NS: u64 = 5_000_000_000;
+
 // --- proxy ------------------------------------------------------------------------------------
 
 /// From accept to a complete startup packet; PostgreSQL's own `authentication_timeout`.

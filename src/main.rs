@@ -10,7 +10,7 @@ use parhelion::cli::{CheckArgs, Cli, Command, CtlArgs, FileArgs, ReportArgs, che
 use parhelion::config::{Config, ConfigErrors, Loaded, load_with_warnings};
 use parhelion::control::ctl;
 use parhelion::proxy::tls::Material;
-use parhelion::proxy::tls::Material;
+use parhelion::runtime::serve::ConfigFiles;
 use parhelion::runtime::{available_cpus, serve};
 
 /// Bad arguments or configuration; clap ends with the same for arguments that it refuses.

@@ -5,7 +5,6 @@ use std::io;
 use crate::limits::POSTGRES_STARTUP_TIMEOUT;
 use crate::protocol::postgres::startup::{
     First, Severity, StartupError, StartupMessage, encode_error, parse_first, repeated_request,
-    unencrypted_data_error,
 };
 use crate::proxy::Context;
 use crate::proxy::services::Shared;
@@ -56,7 +55,6 @@ pub(super) async fn receive(
         .inspect_err(|refusal| {
             let answer = match refusal {
                 Refusal::Protocol(error) => error.response(),
-                Refusal::Smuggled => Some(unencrypted_data_error(true)),
                 Refusal::Plaintext => Some(encode_error(
                     Severity::Fatal,
                     "28000",
