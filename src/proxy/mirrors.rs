@@ -201,7 +201,11 @@ impl<O: Outcome> MirrorGroup<O> {
         let mut bytes_max = 0;
         for mirror in &self.mirrors {
             let settings = &mirror.metrics.settings;
-            exposures.push(Exposure::new(settings.exposure()).unwrap_or(Exposure::NONE));
+            let exposure = match mirror.retired.get() {
+                true => Exposure::NONE,
+                false => Exposure::new(settings.exposure()).unwrap_or(Exposure::NONE),
+            };
+            exposures.push(exposure);
             let (units, bytes) = settings.queue_bounds();
             let bounds = Bounds {
                 units: units as usize,
@@ -210,7 +214,7 @@ impl<O: Outcome> MirrorGroup<O> {
             bytes_max = bytes_max.max(bounds.bytes);
             let mut dispatcher = mirror.dispatcher.borrow_mut();
             dispatcher.set_bounds(bounds);
-            dispatcher.set_paused(settings.paused());
+            dispatcher.set_paused(settings.paused() || mirror.retired.get());
             drop(dispatcher);
             mirror.work.wake_all();
         }

@@ -30,6 +30,9 @@ pub struct Services {
     postgres_mirrors: RefCell<Vec<Rc<Mirror<postgres::PostgresOutcome>>>>,
     redis_mirrors: RefCell<Vec<Rc<Mirror<redis::RedisOutcome>>>>,
     listeners: RefCell<Vec<Weak<Listener>>>,
+    /// Sources of earlier configs that sessions still hold.
+    former_postgres: RefCell<Vec<Weak<postgres::Source>>>,
+    former_redis: RefCell<Vec<Weak<redis::Source>>>,
 }
 
 impl Services {
@@ -43,6 +46,8 @@ impl Services {
             postgres_mirrors: RefCell::default(),
             redis_mirrors: RefCell::default(),
             listeners: RefCell::default(),
+            former_postgres: RefCell::default(),
+            former_redis: RefCell::default(),
         };
         services.reconfigure(config);
         services
@@ -101,7 +106,8 @@ impl Services {
                 })
             },
         );
-        *self.postgres.borrow_mut() = postgres;
+        let former = std::mem::replace(&mut *self.postgres.borrow_mut(), postgres);
+        remember(&self.former_postgres, former);
         let redis = self.remake(
             config,
             Protocol::Redis,
@@ -116,7 +122,10 @@ impl Services {
                 })
             },
         );
-        *self.redis.borrow_mut() = redis;
+        let former = std::mem::replace(&mut *self.redis.borrow_mut(), redis);
+        remember(&self.former_redis, former);
+        // Sessions keep the sources that they began with; what changes of those applies to their next unit.
+        self.refresh();
     }
 
     /// Makes the sources of one protocol. Mirrors whose definition is the same go on; others are retired.
@@ -190,14 +199,18 @@ impl Services {
 
     /// Takes over exposures, pauses and bounds that were changed at run time.
     pub fn refresh(&self) {
-        self.postgres
-            .borrow()
-            .values()
-            .for_each(|source| source.mirrors.refresh());
-        self.redis
-            .borrow()
-            .values()
-            .for_each(|source| source.mirrors.refresh());
+        let former = self.former_postgres.borrow();
+        let now = self.postgres.borrow();
+        let former = former.iter().filter_map(Weak::upgrade);
+        for source in now.values().cloned().chain(former) {
+            source.mirrors.refresh();
+        }
+        let former = self.former_redis.borrow();
+        let now = self.redis.borrow();
+        let former = former.iter().filter_map(Weak::upgrade);
+        for source in now.values().cloned().chain(former) {
+            source.mirrors.refresh();
+        }
     }
 
     /// Drops units that have waited longer than a mirror may take for one.
@@ -265,6 +278,14 @@ impl Services {
             listener.stop();
         }
     }
+}
+
+/// Notes the sources that somebody still uses.
+fn remember<T>(former: &RefCell<Vec<Weak<T>>>, sources: HashMap<usize, Rc<T>>) {
+    let mut former = former.borrow_mut();
+    former.extend(sources.values().map(Rc::downgrade));
+    drop(sources);
+    former.retain(|source| source.strong_count() > 0);
 }
 
 fn expire<O: Outcome>(mirror: &Mirror<O>, now_ns: u64, timeout_ns: u64) {

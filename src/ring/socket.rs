@@ -235,11 +235,9 @@ impl Socket {
         }
     }
 
-    /// Whether the peer has ended or lost the connection and all received bytes were taken.
+    /// Whether the peer has ended or the connection is lost; received bytes may still wait for their reader.
     pub fn is_ended(&self) -> bool {
-        let mut state = self.state();
-        let slot = state.slot(self.0.key);
-        slot.received.is_empty() && slot.end.is_some()
+        self.state().slot(self.0.key).end.is_some()
     }
 
     /// The peer's address, where it has one.
