@@ -11,28 +11,29 @@ use super::{Context, postgres, redis};
 use crate::config::{Config, Protocol};
 use crate::metrics;
 use crate::mirror::unit::{Outcome, UnitPool};
-use crate::ring::{Chunk, Listener, Queue, Socket};
+use crate::ring::{Listener, Queue, Socket};
 
 /// What all cores share besides config and counters; each with the reason why it is no hot path.
 #[derive(Debug, Default)]
 pub struct Shared {
     /// Locked at login, logout and cancel only.
     pub cancels: postgres::CancelRegistry,
+    /// The admin's statements on their way to the control thread.
+    pub admin: postgres::AdminDoor,
 }
 
 /// The sources of one core.
 pub struct Services {
     /// Shared with the other cores.
     pub shared: Arc<Shared>,
+    /// Answers to the admin's statements.
+    pub admin: postgres::AdminInbox,
     context: Rc<Context>,
     postgres: RefCell<HashMap<usize, postgres::SharedSource>>,
     redis: RefCell<HashMap<usize, redis::SharedSource>>,
     postgres_mirrors: RefCell<Vec<Rc<Mirror<postgres::PostgresOutcome>>>>,
     redis_mirrors: RefCell<Vec<Rc<Mirror<redis::RedisOutcome>>>>,
     listeners: RefCell<Vec<Weak<Listener>>>,
-    /// Sources of earlier configs that sessions still hold.
-    former_postgres: RefCell<Vec<Weak<postgres::Source>>>,
-    former_redis: RefCell<Vec<Weak<redis::Source>>>,
 }
 
 impl Services {
@@ -40,14 +41,13 @@ impl Services {
     pub fn new(context: &Rc<Context>, shared: Arc<Shared>, config: &Arc<Config>) -> Services {
         let services = Services {
             shared,
+            admin: postgres::AdminInbox::default(),
             context: context.clone(),
             postgres: RefCell::default(),
             redis: RefCell::default(),
             postgres_mirrors: RefCell::default(),
             redis_mirrors: RefCell::default(),
             listeners: RefCell::default(),
-            former_postgres: RefCell::default(),
-            former_redis: RefCell::default(),
         };
         services.reconfigure(config);
         services
@@ -92,10 +92,14 @@ impl Services {
     pub fn reconfigure(&self, config: &Arc<Config>) {
         *self.context.config.borrow_mut() = config.clone();
         self.context.budget.set_limit(config.general.mirror_memory);
+        let groups = |source: &postgres::SharedSource| {
+            (source.database.name.clone(), source.mirrors.clone())
+        };
+        let groups = self.postgres.borrow().values().map(groups).collect();
         let postgres = self.remake(
             config,
             Protocol::Postgres,
-            &self.postgres_mirrors,
+            (&self.postgres_mirrors, groups),
             postgres::start_workers,
             |index, mirrors, metrics| {
                 let database = config.databases[index].clone();
@@ -106,12 +110,14 @@ impl Services {
                 })
             },
         );
-        let former = std::mem::replace(&mut *self.postgres.borrow_mut(), postgres);
-        remember(&self.former_postgres, former);
+        *self.postgres.borrow_mut() = postgres;
+        let groups =
+            |source: &redis::SharedSource| (source.database.name.clone(), source.mirrors.clone());
+        let groups = self.redis.borrow().values().map(groups).collect();
         let redis = self.remake(
             config,
             Protocol::Redis,
-            &self.redis_mirrors,
+            (&self.redis_mirrors, groups),
             redis::start_workers,
             |index, mirrors, metrics| {
                 let database = config.databases[index].clone();
@@ -122,23 +128,27 @@ impl Services {
                 })
             },
         );
-        let former = std::mem::replace(&mut *self.redis.borrow_mut(), redis);
-        remember(&self.former_redis, former);
-        // Sessions keep the sources that they began with; what changes of those applies to their next unit.
-        self.refresh();
+        *self.redis.borrow_mut() = redis;
     }
 
-    /// Makes the sources of one protocol. Mirrors whose definition is the same go on; others are retired.
+    /// Makes the sources of one protocol. The mirrors of a source that was here change under its open sessions; mirrors
+    /// whose definition is the same go on, others are retired.
     fn remake<O: Outcome + 'static, T>(
         &self,
         config: &Config,
         protocol: Protocol,
-        known: &RefCell<Vec<Rc<Mirror<O>>>>,
+        (known, groups): (
+            &RefCell<Vec<Rc<Mirror<O>>>>,
+            HashMap<String, Rc<MirrorGroup<O>>>,
+        ),
         start: impl Fn(&Rc<Context>, Rc<Mirror<O>>),
-        source: impl Fn(usize, MirrorGroup<O>, Arc<metrics::SourceMetrics>) -> T,
+        source: impl Fn(usize, Rc<MirrorGroup<O>>, Arc<metrics::SourceMetrics>) -> T,
     ) -> HashMap<usize, T> {
         let before = std::mem::take(&mut *known.borrow_mut());
-        let units = UnitPool::<Chunk, O>::default();
+        let units = groups
+            .values()
+            .next()
+            .map_or_else(UnitPool::default, |group| group.units.clone());
         let mut sources = HashMap::new();
         let mut now = Vec::new();
         for (index, database) in config.databases.iter().enumerate() {
@@ -154,12 +164,6 @@ impl Services {
                         && mirror.options.compare == mirroring.compare
                 });
                 if let Some(kept) = kept {
-                    let settings = &kept.metrics.settings;
-                    settings.set_exposure(mirroring.exposure);
-                    settings.set_queue_bounds(
-                        mirroring.queue_length as u64,
-                        config.general.mirror_queue_bytes as u64,
-                    );
                     return kept.clone();
                 }
                 let metrics = self.context.registry.mirror(
@@ -185,8 +189,16 @@ impl Services {
                 &database.name,
                 metric_protocol(protocol),
             );
-            let group = MirrorGroup::new(mirrors, units.clone());
+            let fresh = || Rc::new(MirrorGroup::new(units.clone()));
+            let group = groups.get(&database.name).cloned().unwrap_or_else(fresh);
+            group.set_mirrors(&mirrors, self.context.ring.now_ns());
             sources.insert(index, source(index, group, metrics));
+        }
+        for (name, group) in &groups {
+            // A database that has left the config: its sessions go on, unmirrored.
+            if config.database_index(name).is_none() {
+                group.set_mirrors(&[], self.context.ring.now_ns());
+            }
         }
         for mirror in before {
             if !now.iter().any(|kept| Rc::ptr_eq(kept, &mirror)) {
@@ -199,18 +211,14 @@ impl Services {
 
     /// Takes over exposures, pauses and bounds that were changed at run time.
     pub fn refresh(&self) {
-        let former = self.former_postgres.borrow();
-        let now = self.postgres.borrow();
-        let former = former.iter().filter_map(Weak::upgrade);
-        for source in now.values().cloned().chain(former) {
-            source.mirrors.refresh();
-        }
-        let former = self.former_redis.borrow();
-        let now = self.redis.borrow();
-        let former = former.iter().filter_map(Weak::upgrade);
-        for source in now.values().cloned().chain(former) {
-            source.mirrors.refresh();
-        }
+        self.postgres
+            .borrow()
+            .values()
+            .for_each(|source| source.mirrors.refresh());
+        self.redis
+            .borrow()
+            .values()
+            .for_each(|source| source.mirrors.refresh());
     }
 
     /// Drops units that have waited longer than a mirror may take for one.
@@ -278,14 +286,6 @@ impl Services {
             listener.stop();
         }
     }
-}
-
-/// Notes the sources that somebody still uses.
-fn remember<T>(former: &RefCell<Vec<Weak<T>>>, sources: HashMap<usize, Rc<T>>) {
-    let mut former = former.borrow_mut();
-    former.extend(sources.values().map(Rc::downgrade));
-    drop(sources);
-    former.retain(|source| source.strong_count() > 0);
 }
 
 fn expire<O: Outcome>(mirror: &Mirror<O>, now_ns: u64, timeout_ns: u64) {

@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
+use super::admin;
 use super::assembler::{Assembler, Surroundings, engine_class};
 use super::carried::Carried;
 use super::handshake::{self, Hello, Refusal};
@@ -41,6 +42,9 @@ pub async fn serve(
             return;
         }
     };
+    if admin::is_wanted(&context.config.borrow(), hello.startup.database(), database) {
+        return admin::serve(&context, &services, &client, &hello).await;
+    }
     let Some(source) = choose(&services, &context, &hello, database) else {
         let name = String::from_utf8_lossy(hello.startup.database()).into_owned();
         let message = format!("database \"{name}\" does not exist");

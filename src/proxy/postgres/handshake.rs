@@ -4,7 +4,7 @@ use std::io;
 
 use crate::limits::POSTGRES_STARTUP_TIMEOUT;
 use crate::protocol::postgres::startup::{
-    First, StartupError, StartupMessage, parse_first, repeated_request, unencrypted_data_error,
+    First, StartupError, StartupMessage, parse_first, repeated_request,
 };
 use crate::proxy::Context;
 use crate::proxy::services::Shared;
@@ -47,7 +47,6 @@ pub(super) async fn receive(
         .inspect_err(|refusal| {
             let answer = match refusal {
                 Refusal::Protocol(error) => error.response(),
-                Refusal::Smuggled => Some(unencrypted_data_error(true)),
                 _ => None,
             };
             client.write(&answer.unwrap_or_default());
