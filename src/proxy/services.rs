@@ -11,7 +11,7 @@ use super::{Context, postgres, redis};
 use crate::config::{Config, Protocol};
 use crate::metrics;
 use crate::mirror::unit::{Outcome, UnitPool};
-use crate::ring::{Chunk, Listener, Queue, Socket};
+use crate::ring::{Listener, Queue, Socket};
 
 /// What all cores share besides config and counters; each with the reason why it is no hot path.
 #[derive(Debug, Default)]
@@ -179,6 +179,13 @@ impl Services {
                     (metrics, self.context.budget.clone(), units.clone()),
                     config.general.mirror_queue_bytes,
                 ));
+                let replaced = before.iter().find(|old| {
+                    old.source == mirror.source && old.destination.name == mirror.destination.name
+                });
+                if let Some(replaced) = replaced {
+                    replaced.dispatcher.borrow_mut().share_ledger();
+                    mirror.dispatcher.borrow_mut().share_ledger();
+                }
                 start(&self.context, mirror.clone());
                 mirror
             });
