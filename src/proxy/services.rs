@@ -197,6 +197,13 @@ impl Services {
                     (metrics, self.context.budget.clone(), units.clone()),
                     config.general.mirror_queue_bytes,
                 ));
+                let replaced = before.iter().find(|old| {
+                    old.source == mirror.source && old.destination.name == mirror.destination.name
+                });
+                if let Some(replaced) = replaced {
+                    replaced.dispatcher.borrow_mut().share_ledger();
+                    mirror.dispatcher.borrow_mut().share_ledger();
+                }
                 start(&self.context, mirror.clone());
                 mirror
             });
