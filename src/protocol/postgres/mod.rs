@@ -10,6 +10,7 @@ pub mod digest;
 pub mod framer;
 pub mod lexer;
 pub mod login;
+pub mod mechanisms;
 pub mod pinning;
 pub mod rename;
 pub mod replay;

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::config::Endpoint;
+use crate::config::Database;
 use crate::protocol::postgres::startup::CancelRequest;
 
 type Key = (u32, Box<[u8]>);
@@ -20,7 +20,7 @@ pub struct CancelRegistry(Mutex<HashMap<Key, Route>>);
 #[derive(Debug, Clone)]
 enum Route {
     /// The server itself issued the key.
-    Server(Endpoint),
+    Server(Arc<Database>),
     /// Parhelion issued it.
     Slot(Arc<CancelSlot>),
 }
@@ -29,7 +29,7 @@ enum Route {
 #[derive(Debug)]
 pub struct CancelOrder {
     /// The server.
-    pub endpoint: Endpoint,
+    pub database: Arc<Database>,
     /// With the server's own key.
     pub request: CancelRequest,
     /// Held until the server has taken the request.
@@ -43,7 +43,7 @@ pub struct CancelSlot(Mutex<Option<Arc<CancelTarget>>>);
 /// How to cancel what one primary connection runs.
 #[derive(Debug)]
 pub struct CancelTarget {
-    endpoint: Endpoint,
+    database: Arc<Database>,
     request: CancelRequest,
     /// Cancel requests that the server may not have taken yet.
     on_their_way: AtomicUsize,
@@ -61,9 +61,9 @@ impl Drop for Busy {
 
 impl CancelTarget {
     /// Of a connection whose server gave this key.
-    pub fn new(endpoint: Endpoint, request: CancelRequest) -> CancelTarget {
+    pub fn new(database: Arc<Database>, request: CancelRequest) -> CancelTarget {
         CancelTarget {
-            endpoint,
+            database,
             request,
             on_their_way: AtomicUsize::new(0),
         }
@@ -87,7 +87,7 @@ impl CancelSlot {
         // Counted under the lock: whoever takes the connection away sees it.
         target.on_their_way.fetch_add(1, Ordering::AcqRel);
         Some(CancelOrder {
-            endpoint: target.endpoint.clone(),
+            database: target.database.clone(),
             request: target.request.clone(),
             _target: Some(Busy(target)),
         })
@@ -95,9 +95,9 @@ impl CancelSlot {
 }
 
 impl CancelRegistry {
-    /// Notes that the server at `endpoint` issued this key.
-    pub fn insert(&self, pid: u32, key: &[u8], endpoint: &Endpoint) {
-        lock(&self.0).insert((pid, key.into()), Route::Server(endpoint.clone()));
+    /// Notes that the server of `database` issued this key.
+    pub fn insert(&self, pid: u32, key: &[u8], database: &Arc<Database>) {
+        lock(&self.0).insert((pid, key.into()), Route::Server(database.clone()));
     }
 
     /// Notes a key that was issued here; false if it is taken.
@@ -122,8 +122,8 @@ impl CancelRegistry {
             .cloned()?;
         match route {
             Route::Slot(slot) => slot.order(),
-            Route::Server(endpoint) => Some(CancelOrder {
-                endpoint,
+            Route::Server(database) => Some(CancelOrder {
+                database,
                 request: request.clone(),
                 _target: None,
             }),
@@ -154,8 +154,9 @@ mod tests {
         assert!(registry.issue(7, &[1, 2, 3, 4], &slot));
         assert!(!registry.issue(7, &[1, 2, 3, 4], &slot));
         assert!(registry.find(&request(7)).is_none(), "it holds none");
-        let endpoint = Endpoint::Unix("/tmp/a".into());
-        let target = Arc::new(CancelTarget::new(endpoint, request(42)));
+        let endpoint = crate::config::Endpoint::Unix("/tmp/a".into());
+        let database = Database::new("a", crate::config::Protocol::Postgres, endpoint);
+        let target = Arc::new(CancelTarget::new(Arc::new(database), request(42)));
         slot.aim(Some(target.clone()));
         let order = registry.find(&request(7)).unwrap();
         assert_eq!(order.request.pid, 42);

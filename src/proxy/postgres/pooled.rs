@@ -15,7 +15,7 @@ use super::assembler::{Assembler, Surroundings, engine_class};
 use super::cancel::CancelSlot;
 use super::carried::Carried;
 use super::handshake::Hello;
-use super::outcome::Identity;
+use super::outcome::{Identity, PostgresOutcome};
 use super::server_pool::{Lease, PoolError, ServerPool, Soiled};
 use super::terminate::{self, Refused};
 use crate::limits::SOCKET_SEND_BYTES;
@@ -31,7 +31,8 @@ use crate::protocol::postgres::tracker::{
     ClientEvent, Named, ServerEvent, Tracker, TxStatus, Violation,
 };
 use crate::proxy::Context;
-use crate::proxy::context;
+use crate::proxy::context::{self, SessionInfo};
+use crate::proxy::mirrors::MirrorGroup;
 use crate::proxy::services::Shared;
 use crate::ring::{Chunk, Socket, WeakSocket};
 
@@ -125,6 +126,7 @@ impl Drop for CancelKey {
 /// What a drain sees of the session.
 struct Gate {
     client: WeakSocket,
+    info: SessionInfo,
     /// Nothing is outstanding.
     idle: Cell<bool>,
     draining: Cell<bool>,
@@ -143,6 +145,14 @@ impl Gate {
 }
 
 impl context::Session for Gate {
+    fn describe(&self) -> SessionInfo {
+        let state = if self.idle.get() { "idle" } else { "active" };
+        SessionInfo {
+            state,
+            ..self.info.clone()
+        }
+    }
+
     fn drain(&self) {
         self.draining.set(true);
         self.end_if_idle();
@@ -166,6 +176,8 @@ struct Pooled {
     tracker: Tracker,
     assembler: Assembler,
     carried: Carried,
+    /// The source's, or an empty group if that had no mirror when the session began.
+    mirrors: Rc<MirrorGroup<PostgresOutcome>>,
     mirrored: bool,
     names: ClientStatements,
     renamer: Renamer,
@@ -207,21 +219,36 @@ impl Pooled {
         key: CancelKey,
     ) -> Pooled {
         let id = context.new_client();
+        let mirrored = !source.mirrors.is_empty();
+        let mut tracker = Tracker::new_ready();
+        tracker.set_digest(mirrored && source.mirrors.compares_rows());
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let identity = Rc::new(Identity {
+            user: text(hello.startup.user().unwrap_or_default()),
+            database: text(hello.startup.database()),
+        });
+        let mirrors = match mirrored {
+            true => source.mirrors.clone(),
+            false => Rc::new(MirrorGroup::new(source.mirrors.units.clone())),
+        };
+        let info = SessionInfo {
+            id: id.0,
+            database: source.database.name.clone(),
+            protocol: "postgres",
+            user: identity.user.clone(),
+            peer: client
+                .peer()
+                .map_or_else(String::new, |peer| peer.to_string()),
+            ..SessionInfo::default()
+        };
         let gate = Rc::new(Gate {
             client: client.downgrade(),
+            info,
             idle: Cell::new(false),
             draining: Cell::new(context.draining()),
         });
         let registered: Weak<Gate> = Rc::downgrade(&gate);
         context.register(id, registered);
-        let mirrored = !source.mirrors.is_empty();
-        let mut tracker = Tracker::new_ready();
-        tracker.set_digest(mirrored && source.mirrors.compares_rows());
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let identity = Identity {
-            user: text(hello.startup.user().unwrap_or_default()),
-            database: text(hello.startup.database()),
-        };
         source.metrics.active_clients.add(1);
         Pooled {
             context: context.clone(),
@@ -231,8 +258,9 @@ impl Pooled {
             id,
             key,
             tracker,
-            assembler: Assembler::new(id, Rc::new(identity)),
+            assembler: Assembler::new(id, identity, context.budget.clone()),
             carried: Carried::new(&hello.startup),
+            mirrors,
             mirrored,
             names: ClientStatements::default(),
             renamer: Renamer::default(),
@@ -420,7 +448,7 @@ impl Pooled {
         server: &mut super::server_pool::Server,
     ) -> Result<Option<Rc<crate::protocol::postgres::statements::Statement>>, Ended> {
         let around = Surroundings {
-            mirrors: &self.source.mirrors,
+            mirrors: &self.mirrors,
             ring: &self.context.ring,
             random: &self.context.random,
             now_ns: self.context.ring.now_ns(),
@@ -449,8 +477,8 @@ impl Pooled {
                         true => sql::Class::UNKNOWN,
                         false => sql::classify(text.sql),
                     };
-                    carried.statement(text.sql, class);
-                    assembler.statement(text.sql, engine_class(class));
+                    let traces = !text.extended && carried.statement(text.sql, class);
+                    assembler.statement(text.sql, engine_class(class), traces);
                     pins |= pinning::pins(text.sql);
                     changes |= class.intersects(sql::Class::SESSION | sql::Class::DEALLOCATES);
                     discards |= begins_with(text.sql, "discard");
@@ -477,8 +505,8 @@ impl Pooled {
                         _ => {}
                     }
                     names.observe(&named, newest);
-                    carried.named(&named, newest);
-                    assembler.named(&named, carried);
+                    let traces = carried.named(&named, newest);
+                    assembler.named(&named, carried, traces);
                 }
                 _ => {}
             })?;
@@ -544,14 +572,14 @@ impl Pooled {
 
     fn observe_server(&mut self, bytes: &Chunk, lease: &mut Lease) -> Result<(), Violation> {
         let around = Surroundings {
-            mirrors: &self.source.mirrors,
+            mirrors: &self.mirrors,
             ring: &self.context.ring,
             random: &self.context.random,
             now_ns: self.context.ring.now_ns(),
         };
         let (assembler, carried, names) = (&mut self.assembler, &mut self.carried, &mut self.names);
         let server = lease.server();
-        let source = &self.source;
+        let (source, mirrored) = (&self.source, self.mirrored);
         let (began_ns, failed) = (&mut self.began_ns, &mut self.failed);
         self.tracker.server(bytes, &mut |event| match event {
             ServerEvent::ParameterStatus { name, value } => {
@@ -566,13 +594,16 @@ impl Pooled {
                     let word = metrics::ErrorWord::of_sqlstate(code.as_str().as_bytes());
                     source.metrics.errors.count(word);
                 }
-                assembler.statement_done(cycle, outcome);
+                assembler.statement_done(cycle, outcome, around.now_ns);
             }
             ServerEvent::CycleDone(done) => {
                 server.statements.cycle_done(done.cycle, done.had_error);
                 names.settle(&done);
                 if assembler.cycle_done(&done, carried, &around) {
                     source.metrics.requests.add(1);
+                    if !mirrored {
+                        source.mirrors.exclude();
+                    }
                     let latency = around.now_ns.saturating_sub(*began_ns);
                     source.metrics.latency.record(latency);
                     *began_ns = around.now_ns;
@@ -651,8 +682,8 @@ impl Drop for Pooled {
     fn drop(&mut self) {
         // A session that was stopped from outside, or that panicked.
         self.key.slot.aim(None);
-        self.assembler.abandon(&self.source.mirrors);
-        self.source.mirrors.detach(self.id);
+        self.assembler.abandon(&self.mirrors);
+        self.mirrors.detach(self.id);
         self.context.unregister(self.id);
         self.source.metrics.active_clients.sub(1);
     }

@@ -212,7 +212,6 @@ impl ServerPool {
     async fn open(&self, context: &Context, source: &Source) -> Result<Server, OpenError> {
         let mut login = Login::new(self.login.borrow().clone());
         let (socket, session) = terminate::open(context, source, &mut login).await?;
-        let endpoint = &source.database.endpoint;
         let mut server = Server {
             socket,
             state: SessionState::default(),
@@ -223,7 +222,7 @@ impl ServerPool {
                     pid: key.pid,
                     key: key.key,
                 };
-                Arc::new(CancelTarget::new(endpoint.clone(), request))
+                Arc::new(CancelTarget::new(source.database.clone(), request))
             }),
         };
         server.state = server.fresh_state();

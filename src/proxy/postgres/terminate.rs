@@ -259,7 +259,7 @@ pub(super) async fn open(
     source: &super::Source,
     login: &mut Login,
 ) -> Result<(Socket, LoggedIn), OpenError> {
-    let socket = context.connect(&source.database.endpoint).await?;
+    let socket = context.connect(&source.database).await?;
     socket.write(&login.start());
     let limit = context.config.borrow().general.connect_timeout;
     let session = context
