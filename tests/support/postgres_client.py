@@ -1,4 +1,4 @@
-"""What an application does with psycopg; every result is asserted. Arguments: host, port, database."""
+"""What an application does with psycopg; every result is asserted. Arguments: host, port, database, user (password: PGPASSWORD)."""
 import sys
 import threading
 import time
@@ -6,7 +6,8 @@ import time
 import psycopg
 
 host, port, database = sys.argv[1:4]
-dsn = f"host={host} port={port} dbname={database} user=postgres connect_timeout=20"
+user = sys.argv[4] if len(sys.argv) > 4 else "postgres"
+dsn = f"host={host} port={port} dbname={database} user={user} connect_timeout=20"
 
 with psycopg.connect(dsn, autocommit=True) as c:
     assert c.execute("SELECT 1").fetchone() == (1,)

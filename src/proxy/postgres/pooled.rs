@@ -3,6 +3,13 @@
 //! From the first message outside a transaction to the ReadyForQuery that ends it the client holds a connection of the pool, which
 //! first takes over the client's session. Prepared statements are renamed on the way; a client whose session cannot be
 //! carried keeps its connection. The client's own bytes go to the assembler, as they do where it has a connection of its own.
+//!
+//! What a client may notice. Temporary tables, session-level advisory locks, LISTEN, cursors WITH HOLD, LOAD, `set_config` for the
+//! session and prepared statements too large to carry keep its connection until it leaves or runs DISCARD ALL; it counts
+//! against `pool_size` for that long. What a function does to the session inside is not seen. `currval`, and EXECUTE or DEALLOCATE of
+//! a statement that was prepared by the protocol, do not work across transactions. A name that is taken gives
+//! SQLSTATE 42P05 with the name that the statement has on the server. A cancel request while the client waits for a
+//! connection does nothing. Replication is refused.
 
 use std::cell::Cell;
 use std::rc::{Rc, Weak};
@@ -22,10 +29,11 @@ use crate::limits::SOCKET_SEND_BYTES;
 use crate::metrics;
 use crate::mirror::unit::ClientId;
 use crate::protocol::postgres::framer::MessageFramer;
+use crate::protocol::postgres::lexer::{Lexer, Token};
 use crate::protocol::postgres::pinning;
 use crate::protocol::postgres::rename::{Part, Renamer, Reply, Step};
 use crate::protocol::postgres::sql;
-use crate::protocol::postgres::startup::{Severity, encode_error};
+use crate::protocol::postgres::startup::{Severity, encode_error, push_message};
 use crate::protocol::postgres::statements::ClientStatements;
 use crate::protocol::postgres::tracker::{
     ClientEvent, Named, ServerEvent, Tracker, TxStatus, Violation,
@@ -190,10 +198,16 @@ struct Pooled {
     pinned: bool,
     /// DISCARD ALL runs: behind it there is nothing to be pinned for.
     discards: bool,
-    /// The unit under way changes the session …
+    /// The unit under way may have changed what `carried` knows of the session.
+    observed: bool,
+    /// It changes the session …
     changes: bool,
     /// … and one of its statements failed.
     failed: bool,
+    /// The settings as the client was welcomed with: what RESET returns to.
+    welcome: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The unit under way resets this setting, or all.
+    resets: Option<Reset>,
     /// The connection's session is not certainly what `carried` says.
     doubtful: bool,
     began_ns: u64,
@@ -270,8 +284,11 @@ impl Pooled {
             lease: None,
             pinned: false,
             discards: false,
+            observed: false,
             changes: false,
             failed: false,
+            welcome: Vec::new(),
+            resets: None,
             doubtful: false,
             began_ns: 0,
             turn: false,
@@ -284,6 +301,7 @@ impl Pooled {
         self.acquire().await?;
         if let Some(lease) = &mut self.lease {
             let reported = &lease.server().reported;
+            self.welcome.clone_from(reported);
             for (name, value) in reported {
                 self.carried.parameter_status(name, value);
             }
@@ -307,6 +325,7 @@ impl Pooled {
                         }
                         self.acquire().await?;
                     }
+                    self.gate.idle.set(false);
                     leaving |= self.client_bytes(&chunk)?;
                 }
                 Input::Client(None) => leaving = true,
@@ -457,7 +476,8 @@ impl Pooled {
         let (mirrored, offset) = (self.mirrored, piece.start);
         let mut newest = self.tracker.newest_cycle();
         let mut replaced = None;
-        let (mut pins, mut changes, mut discards, mut resets) = (false, false, false, false);
+        let (mut pins, mut changes, mut unknown) = (false, false, false);
+        let (mut discards, mut resets) = (false, None);
         let began_ns = &mut self.began_ns;
         self.tracker
             .client(&chunk[piece], &mut |event| match event {
@@ -481,11 +501,12 @@ impl Pooled {
                     assembler.statement(text.sql, engine_class(class), traces);
                     pins |= pinning::pins(text.sql);
                     changes |= class.intersects(sql::Class::SESSION | sql::Class::DEALLOCATES);
+                    unknown |= class.intersects(sql::Class::UNKNOWN);
                     discards |= begins_with(text.sql, "discard");
-                    resets |= begins_with(text.sql, "reset");
+                    resets = Reset::of(text.sql).or(resets.take());
                     if class.intersects(sql::Class::DEALLOCATES) {
                         server.statements.doubt();
-                        if !text.extended {
+                        if !text.extended && clears_all(text.sql) {
                             names.clear();
                         }
                     }
@@ -512,9 +533,11 @@ impl Pooled {
             })?;
         self.pinned |= pins;
         self.changes |= changes;
+        self.observed |= changes || unknown;
         self.discards |= discards;
         // RESET returns to what the connection began with, which is not what the client's startup packet says.
-        self.doubtful |= resets;
+        self.doubtful |= resets.is_some();
+        self.resets = resets.or(self.resets.take());
         Ok(replaced)
     }
 
@@ -624,12 +647,17 @@ impl Pooled {
             self.pinned = false;
             self.doubtful = true;
         }
+        if let Some(reset) = self.resets.take().filter(|_| !failed) {
+            self.reset(&reset);
+        }
         self.gate.idle.set(true);
         if !self.pinned
             && let Some(mut lease) = self.lease.take()
         {
             self.key.slot.aim(None);
-            lease.server().state.adopt(&self.carried.state());
+            if std::mem::take(&mut self.observed) {
+                lease.server().state.adopt(&self.carried.state());
+            }
             let soiled = Soiled {
                 transaction: false,
                 session: std::mem::take(&mut self.doubtful),
@@ -637,6 +665,27 @@ impl Pooled {
             lease.release(&self.context, soiled);
         }
         self.gate.end_if_idle();
+    }
+
+    /// The connection has gone back to what it began with; the client's next one will have what the client began with, and the
+    /// client is told so.
+    fn reset(&mut self, reset: &Reset) {
+        let mut out = Vec::new();
+        for (name, value) in &self.welcome {
+            let meant = match reset {
+                Reset::All => true,
+                Reset::One(one) => one.eq_ignore_ascii_case(name),
+            };
+            let here = self.lease.as_mut().is_some_and(|lease| {
+                let mut reported = lease.server().reported.iter();
+                reported.any(|(known, now)| known == name && now == value)
+            });
+            if meant && !here && !self.pinned {
+                self.carried.parameter_status(name, value);
+                push_message(&mut out, b'S', &[name, &b"\0"[..], value, b"\0"].concat());
+            }
+        }
+        self.client.write(&out);
     }
 
     /// Says why it is over, where there is something to say.
@@ -689,9 +738,47 @@ impl Drop for Pooled {
     }
 }
 
+/// What RESET or DISCARD ALL returns to what it was.
+enum Reset {
+    All,
+    One(Vec<u8>),
+}
+
+impl Reset {
+    fn of(sql: &[u8]) -> Option<Reset> {
+        let mut words = Lexer::new(sql);
+        let first = words.next()?;
+        let second = words.next()?;
+        match second {
+            _ if !first.is("reset") && !first.is("discard") => None,
+            _ if second.is("all") => Some(Reset::All),
+            Token::Word(name) if first.is("reset") => Some(match second.is("time") {
+                true => Reset::One(b"TimeZone".to_vec()),
+                false => Reset::One(name.to_vec()),
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// Whether the text is DISCARD ALL, DEALLOCATE ALL or DEALLOCATE PREPARE ALL. (A single DEALLOCATE cannot find a statement
+/// that was prepared by the protocol: it has another name on the server.)
+fn clears_all(sql: &[u8]) -> bool {
+    let mut words = Lexer::new(sql);
+    let first = words.next();
+    if !first.is_some_and(|word| word.is("discard") || word.is("deallocate")) {
+        return false;
+    }
+    let last = match words.next() {
+        Some(word) if word.is("prepare") => words.next(),
+        other => other,
+    };
+    last.is_some_and(|word| word.is("all"))
+}
+
 /// Whether the text's first word is this keyword.
 fn begins_with(sql: &[u8], keyword: &str) -> bool {
-    crate::protocol::postgres::lexer::Lexer::new(sql)
+    Lexer::new(sql)
         .next()
         .is_some_and(|token| token.is(keyword))
 }
