@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 pub use cancel::CancelRegistry;
 pub use client::serve;
+pub use handshake::refuse;
 pub use mirror::start_workers;
 pub use outcome::{Identity, PostgresOutcome};
 
