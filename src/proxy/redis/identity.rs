@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use zeroize::Zeroize;
 
-use crate::config::Endpoint;
+use crate::config::Database;
 use crate::limits::REDIS_MIRROR_REPLY_BYTES_MAX;
 use crate::protocol::resp::{ReplyFramer, Request};
 use crate::proxy::Context;
@@ -38,6 +38,12 @@ impl Identity {
             (arg(at + 1), arg(at + 2)?)
         };
         Some(Identity(Rc::new(Credentials { user, password })))
+    }
+
+    /// The user's name, for an operator.
+    pub fn user(&self) -> String {
+        let user = self.0.user.as_deref().unwrap_or(b"default");
+        String::from_utf8_lossy(user).into_owned()
     }
 
     fn write_auth(&self, out: &mut Vec<u8>) {
@@ -115,12 +121,12 @@ impl From<io::Error> for Unavailable {
 /// Opens a connection and brings it to where it is wanted, all within `connect_timeout`.
 pub(super) async fn establish(
     context: &Context,
-    endpoint: &Endpoint,
+    database: &Database,
     wanted: &Wanted<'_>,
 ) -> Result<Established, Unavailable> {
     let limit = context.config.borrow().general.connect_timeout;
     let timed = async {
-        let socket = context.connect(endpoint).await?;
+        let socket = context.connect(database).await?;
         let wants_login = prepare(&socket, wanted).await?;
         Ok(Established {
             socket,

@@ -155,8 +155,8 @@ async fn open(context: Rc<Context>, source: SharedSource, slot: Rc<Slot>, key: L
         probe: true,
         ..Wanted::default()
     };
-    let endpoint = source.endpoint(key.backend);
-    match identity::establish(&context, &endpoint, &wanted).await {
+    let database = source.backend(key.backend);
+    match identity::establish(&context, &database, &wanted).await {
         Ok(established) => {
             if key.identity.is_none() {
                 source.lanes.wants_login.set(established.wants_login);
@@ -176,7 +176,7 @@ async fn open(context: Rc<Context>, source: SharedSource, slot: Rc<Slot>, key: L
             *slot.lane.borrow_mut() = Some(lane);
         }
         Err(problem) => {
-            tracing::warn!(database = source.database.name, %problem, "no lane to the database");
+            tracing::warn!(database = database.name, %problem, "no lane to the database");
             *slot.failure.borrow_mut() = Some((context.ring.now_ns(), problem));
         }
     }

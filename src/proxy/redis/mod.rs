@@ -21,7 +21,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::mirrors::MirrorGroup;
-use crate::config::{Database, Endpoint};
+use crate::config::Database;
 use crate::metrics::SourceMetrics;
 use observe::{Backend, Observer};
 
@@ -34,8 +34,8 @@ pub use session::serve;
 pub struct Source {
     /// Where it is.
     pub database: Database,
-    /// Its mirrors.
-    pub mirrors: MirrorGroup<RedisOutcome>,
+    /// Its mirrors, shared with the entry that replaces this one at a reload.
+    pub mirrors: Rc<MirrorGroup<RedisOutcome>>,
     /// Its counters.
     pub metrics: Arc<SourceMetrics>,
     /// Its shared connections.
@@ -48,7 +48,7 @@ impl Source {
     /// A source without connections.
     pub fn new(
         database: Database,
-        mirrors: MirrorGroup<RedisOutcome>,
+        mirrors: Rc<MirrorGroup<RedisOutcome>>,
         metrics: Arc<SourceMetrics>,
     ) -> Source {
         Source {
@@ -67,10 +67,10 @@ impl Source {
             .map_or(Backend::Primary, |observer| observer.front())
     }
 
-    fn endpoint(&self, backend: Backend) -> Endpoint {
+    fn backend(&self, backend: Backend) -> Database {
         match &self.observer {
-            Some(observer) => observer.endpoint(backend),
-            None => self.database.endpoint.clone(),
+            Some(observer) => observer.database(backend),
+            None => self.database.clone(),
         }
     }
 

@@ -54,7 +54,7 @@ pub trait Observer {
     fn front(&self) -> Backend;
 
     /// Where `backend` is.
-    fn endpoint(&self, backend: Backend) -> crate::config::Endpoint;
+    fn database(&self, backend: Backend) -> crate::config::Database;
 
     /// Whether the bytes of this command must be kept until its reply. Asked when it arrives.
     fn wants(&self, command: Option<&'static Command>, request: &Request<'_>) -> bool;

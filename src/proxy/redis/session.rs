@@ -26,7 +26,7 @@ use crate::metrics;
 use crate::protocol::resp::tracker::{Disposition, NotMirrored};
 use crate::protocol::resp::{Request, RequestError, RequestFramer, command};
 use crate::proxy::Context;
-use crate::proxy::context;
+use crate::proxy::context::{self, SessionInfo};
 use crate::ring::{BY_REFERENCE_BYTES, Chunk, Notify, Queue, Socket};
 
 /// Serves one accepted connection to its end.
@@ -585,8 +585,8 @@ impl Session {
             probe: false,
             more: (&info, count),
         };
-        let endpoint = units.source.endpoint(backend);
-        match identity::establish(&units.context, &endpoint, &wanted).await {
+        let database = units.source.backend(backend);
+        match identity::establish(&units.context, &database, &wanted).await {
             Ok(established) => {
                 let own = Rc::new(Own::new(established.socket, backend, db, resp));
                 *self.own.borrow_mut() = Some(own.clone());
@@ -595,8 +595,7 @@ impl Session {
                 true
             }
             Err(problem) => {
-                let database = &units.source.database.name;
-                tracing::warn!(database, %problem, "no connection for a client");
+                tracing::warn!(database = database.name, %problem, "no connection for a client");
                 false
             }
         }
@@ -780,6 +779,14 @@ impl Session {
         self.progress.notify();
     }
 
+    /// Mirrors have come or gone: what is kept of requests follows as soon as no transaction is under way.
+    fn follow_mirrors(&self) {
+        let through = self.input.borrow().through;
+        if self.units.is_behind() && !through && !self.own_is(Own::is_tied) {
+            self.units.follow();
+        }
+    }
+
     fn end_if_quiet(&self) {
         let input = self.input.borrow();
         let busy = self.outstanding.get() > 0
@@ -804,6 +811,7 @@ async fn read_own(session: Rc<Session>, own: Rc<Own>) {
         counters.primary_bytes_in.add(chunk.len() as u64);
         counters.client_bytes_out.add(chunk.len() as u64);
         own.read(&session, &chunk, &client);
+        session.follow_mirrors();
         session.progress.notify();
         if client.drained(SOCKET_SEND_BYTES).await.is_err() {
             break;
@@ -816,6 +824,25 @@ async fn read_own(session: Rc<Session>, own: Rc<Own>) {
 }
 
 impl context::Session for Session {
+    fn describe(&self) -> SessionInfo {
+        let peer = self.client.borrow().as_ref().and_then(Socket::peer);
+        let active = self.outstanding.get() > 0 || self.own_is(|own| !own.is_quiet());
+        let identity = self.identity.borrow();
+        SessionInfo {
+            id: self.units.id.0,
+            database: self.units.source.database.name.clone(),
+            protocol: "redis",
+            user: identity.as_ref().map_or_else(String::new, Identity::user),
+            peer: peer.map_or_else(String::new, |peer| peer.to_string()),
+            state: if active { "active" } else { "idle" },
+            core: 0,
+        }
+    }
+
+    fn mirrors_changed(&self) {
+        self.follow_mirrors();
+    }
+
     fn drain(&self) {
         self.draining.set(true);
         self.end_if_quiet();

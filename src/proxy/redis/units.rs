@@ -1,6 +1,7 @@
 //! From requests and replies to units: what the mirrors and an observer get, and what is counted. The same for
 //! commands on a lane and on a client's own connection.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -73,7 +74,7 @@ pub(super) struct Units {
     pub source: SharedSource,
     pub id: ClientId,
     /// Somebody may want the bytes of requests.
-    kept: bool,
+    kept: Cell<bool>,
 }
 
 impl Units {
@@ -81,14 +82,24 @@ impl Units {
         Units {
             context: context.clone(),
             id: context.new_client(),
-            kept: !source.mirrors.is_empty() || source.observer.is_some(),
+            kept: Cell::new(wanted(&source)),
             source,
         }
     }
 
-    /// Whether nobody ever wants the bytes of a request.
+    /// Whether somebody wants the bytes of requests now who did not before, or the other way round.
+    pub fn is_behind(&self) -> bool {
+        self.kept.get() != wanted(&self.source)
+    }
+
+    /// Begins or ends to keep the bytes of requests. Only between transactions: half of one is worth nothing.
+    pub fn follow(&self) {
+        self.kept.set(wanted(&self.source));
+    }
+
+    /// Whether nobody wants the bytes of requests.
     pub fn is_idle(&self) -> bool {
-        !self.kept
+        !self.kept.get()
     }
 
     /// Decides who wants a request, whose bytes are `content` and then `rest`.
@@ -100,7 +111,7 @@ impl Units {
         mut content: Content,
         rest: Option<Bytes<'_>>,
     ) {
-        if !self.kept {
+        if !self.kept.get() {
             return;
         }
         let source = &self.source;
@@ -126,7 +137,7 @@ impl Units {
 
     /// Appends bytes to what somebody may want of a request.
     pub fn keep(&self, content: &mut Content, bytes: Bytes<'_>) {
-        if !self.kept || content.oversize {
+        if !self.kept.get() || content.oversize {
             return;
         }
         let bytes_max = self.source.bytes_max();
@@ -177,8 +188,8 @@ impl Units {
         frame: &Frame<'_>,
         over: Over,
     ) {
-        if !self.kept {
-            return;
+        if !self.kept.get() {
+            return self.discard(pending.content);
         }
         match end {
             UnitEnd::NotAUnit => self.show_one(pending, frame, over),
@@ -253,7 +264,7 @@ impl Units {
         } = transaction;
         let mirrors = &self.source.mirrors;
         if content.oversize {
-            return mirrors.refuse(exposed, DropReason::Oversize);
+            return mirrors.refuse(exposed, class, DropReason::Oversize);
         }
         let Some(mut draft) = content.draft else {
             return mirrors.leave_out(class);
@@ -387,6 +398,10 @@ impl<'a> Bytes<'a> {
             Bytes::Held(bytes) => bytes.len(),
         }
     }
+}
+
+fn wanted(source: &SharedSource) -> bool {
+    !source.mirrors.is_empty() || source.observer.is_some()
 }
 
 fn class_of(command: Option<&'static command::Command>) -> Class {
