@@ -430,7 +430,7 @@ impl Run {
 }
 
 /// Behind such a command a new connection may need other credentials than those there are.
-fn changes_logins(command: Option<&Command>) -> bool {
+pub(super) fn changes_logins(command: Option<&Command>) -> bool {
     command.is_some_and(|command| {
         command.is_admin()
             && matches!(

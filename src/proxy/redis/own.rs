@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 
 use super::collect::{Collected, Frame};
 use super::identity::Identity;
+use super::lane;
 use super::observe::Backend;
 use super::route;
 use super::session::Session;
@@ -217,6 +218,9 @@ impl Own {
         };
         let units = &session.units;
         units.count(&pending, frame, units.context.ring.now_ns());
+        if lane::changes_logins(pending.command) {
+            units.source.lanes.renew();
+        }
         session.learn_own_size(bytes);
         let failed = matches!(frame.bytes().first(), Some(b'-' | b'!'));
         let queued = frame.bytes().starts_with(b"+QUEUED\r");

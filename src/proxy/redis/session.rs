@@ -209,7 +209,8 @@ impl Session {
                     self.ended.get() || self.own.borrow().is_some() || self.open_own().await
                 }
                 Step::Quiet => {
-                    self.until(|| self.own_is(Own::is_quiet)).await;
+                    // A connection that was lost meanwhile owes nothing any more.
+                    self.until(|| !self.own_is(|own| !own.is_quiet())).await;
                     true
                 }
                 Step::Fence => self.fence().await,
