@@ -180,6 +180,22 @@ pub const CONFIG_FILE_BYTES_MAX: u64 = 4 << 20;
 /// Bytes of a password file: what a Postgres or Redis login could carry in one message of a sensible size.
 pub const SECRET_FILE_BYTES_MAX: u64 = 64 << 10;
 
+// --- admin SQL ---
+
+/// Words of one admin statement: the longest one has eight.
+pub const ADMIN_STATEMENT_TOKENS_MAX: usize = 32;
+
+/// One message of an admin client: the longest statement that means anything is far below.
+pub const ADMIN_MESSAGE_BYTES_MAX: usize = 16 * 1024;
+
+/// Prepared statements and portals of one admin session.
+pub const ADMIN_PREPARED_MAX: usize = 64;
+
+/// Admin statements that wait for the control thread, all sessions together.
+pub const ADMIN_REQUESTS_MAX: usize = 64;
+
+/// How long an admin client waits for its answer; a reload waits for every core.
+pub const ADMIN_ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 // --- TLS ---
 
 /// From the first byte of a TLS handshake to its last: three round trips over the worst link, and a busy core.

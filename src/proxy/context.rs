@@ -52,6 +52,31 @@ pub trait Session {
     fn drain(&self);
     /// Ends the session now.
     fn stop(&self);
+    /// What an operator sees of it.
+    fn describe(&self) -> SessionInfo {
+        SessionInfo::default()
+    }
+    /// The mirrors of its source have changed: from its next unit on it may have to collect what it did not before.
+    fn mirrors_changed(&self) {}
+}
+
+/// What an operator sees of a session.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct SessionInfo {
+    /// Its number.
+    pub id: u64,
+    /// The source database.
+    pub database: String,
+    /// `postgres` or `redis`.
+    pub protocol: &'static str,
+    /// The user that it named; empty where that is not known.
+    pub user: String,
+    /// The client's address; empty for a unix socket.
+    pub peer: String,
+    /// `active` while something is outstanding, else `idle`.
+    pub state: &'static str,
+    /// Index of the core.
+    pub core: usize,
 }
 
 /// The state of one core that its sessions share.
@@ -151,6 +176,25 @@ impl Context {
         self.live_sessions()
             .iter()
             .for_each(|session| session.stop());
+    }
+
+    /// Tells every session that the mirrors of its source may be others now.
+    pub fn mirrors_changed(&self) {
+        self.live_sessions()
+            .iter()
+            .for_each(|session| session.mirrors_changed());
+    }
+
+    /// Every session, for an operator.
+    pub fn describe_sessions(&self) -> Vec<SessionInfo> {
+        let sessions = self.live_sessions();
+        sessions
+            .iter()
+            .map(|session| SessionInfo {
+                core: self.core,
+                ..session.describe()
+            })
+            .collect()
     }
 
     fn live_sessions(&self) -> Vec<Rc<dyn Session>> {

@@ -238,7 +238,7 @@ impl Socket {
         }
     }
 
-    /// Whether the peer has ended or lost the connection and all received bytes were taken.
+    /// Whether the peer has ended or the connection is lost; received bytes may still wait for their reader.
     pub fn is_ended(&self) -> bool {
         match self.0.tls.get() {
             None => self.0.is_ended(),
@@ -302,9 +302,7 @@ impl Handle {
     }
 
     pub(super) fn is_ended(&self) -> bool {
-        let mut state = self.ring.core.state.borrow_mut();
-        let slot = state.slot(self.key);
-        slot.received.is_empty() && slot.end.is_some()
+        self.ring.core.state.borrow_mut().slot(self.key).end.is_some()
     }
 }
 

@@ -346,6 +346,16 @@ pub enum Severity {
 
 /// An ErrorResponse. `code` is a SQLSTATE; NUL bytes cannot be sent and end the text.
 pub fn encode_error(severity: Severity, code: &str, message: &str) -> Vec<u8> {
+    encode_error_with_hint(severity, code, message, "")
+}
+
+/// An ErrorResponse with a hint, unless that is empty.
+pub fn encode_error_with_hint(
+    severity: Severity,
+    code: &str,
+    message: &str,
+    hint: &str,
+) -> Vec<u8> {
     let severity = match severity {
         Severity::Error => "ERROR",
         Severity::Fatal => "FATAL",
@@ -356,7 +366,11 @@ pub fn encode_error(severity: Severity, code: &str, message: &str) -> Vec<u8> {
         (b'V', severity),
         (b'C', code),
         (b'M', message),
+        (b'H', hint),
     ] {
+        if text.is_empty() {
+            continue;
+        }
         out.push(field);
         out.extend(text.bytes().take_while(|byte| *byte != 0));
         out.push(0);

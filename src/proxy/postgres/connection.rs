@@ -274,6 +274,7 @@ impl Connection {
         if unit.outcome.named {
             let mut bytes = Vec::new();
             unit.payload.copy_into(&mut bytes);
+            self.statements.set_scope(unit.outcome.before.scope());
             let rewritten = rewrite_unit(&bytes, &unit.outcome.names, &self.statements)?;
             let mut failed = false;
             if !rewritten.prepare_first.is_empty() {

@@ -1,5 +1,6 @@
 //! Postgres: clients with their primary connections, and the workers of mirrors.
 
+mod admin;
 mod assembler;
 mod cancel;
 mod carried;
@@ -18,6 +19,7 @@ use crate::config::Database;
 use crate::metrics::SourceMetrics;
 use std::sync::Arc;
 
+pub use admin::{AdminDoor, AdminInbox, AdminRequest};
 pub use cancel::CancelRegistry;
 pub use client::serve;
 pub use mirror::start_workers;
@@ -27,8 +29,8 @@ pub use outcome::{Identity, PostgresOutcome};
 pub struct Source {
     /// Where it is.
     pub database: Arc<Database>,
-    /// Its mirrors.
-    pub mirrors: MirrorGroup<PostgresOutcome>,
+    /// Its mirrors, shared with the entry that replaces this one at a reload.
+    pub mirrors: Rc<MirrorGroup<PostgresOutcome>>,
     /// Its counters.
     pub metrics: Arc<SourceMetrics>,
 }
