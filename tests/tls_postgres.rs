@@ -1,5 +1,8 @@
 //! TLS between clients, the proxy and Postgres: real psql, real servers, and raw clients for what psql does not do.
 
+// Helpers of tests are no tests to the lint.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::fs;

@@ -1,5 +1,8 @@
 //! TLS between clients, the proxy and Redis: redis-cli and redis-server with TLS of their own.
 
+// Helpers of tests are no tests to the lint.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::io::{Read, Write};
