@@ -253,17 +253,18 @@ fn five_hundred_clients_share_ten_connections_fairly_and_in_order() {
     }
     pair.mirror.resume().unwrap();
     pair.clean();
-    let unfair = "SELECT max(place) FROM (SELECT n, row_number() OVER (ORDER BY at) AS place FROM t) x WHERE n = 0";
-    let last_first: u64 = pair.mirror.sql(SHOP, unfair).unwrap().parse().unwrap();
+    let late = "SELECT count(*) FROM (SELECT n, row_number() OVER (ORDER BY at) AS place FROM t) x WHERE n = 0 AND place > 560";
+    let late: u64 = pair.mirror.sql(SHOP, late).unwrap().parse().unwrap();
+    // A unit may be late that waits for a connection to be opened: at most one per connection.
     assert!(
-        last_first <= clients as u64 + 60,
-        "the last client's first unit came at place {last_first}"
+        late <= 10,
+        "{late} clients' first units came after others' second"
     );
 }
 
 #[test]
 fn the_extended_protocol_in_all_its_forms_is_followed_and_counted_exactly() {
-    let pair = Pair::with(PairOptions::default().logged());
+    let pair = Pair::with(PairOptions::general("mirror_queue = 1000").logged());
     pair.both("CREATE TABLE t(id int PRIMARY KEY)");
     let mut client = pair.client();
     let mut units = 0;
@@ -432,5 +433,4 @@ fn gaps_between_statements_are_kept_to_a_millisecond_in_the_median() {
     let (median, p99) = (errors[500], errors[990]);
     println!("gap error over 1,000 statements: median {median} µs, p99 {p99} µs");
     assert!(median <= 1000, "median {median} µs, p99 {p99} µs");
-    let _ = PATIENCE;
 }
