@@ -237,6 +237,41 @@ fn open_transactions_beyond_the_cores_memory_are_dropped_whole_as_memory() {
     pair.mirror_shows("SELECT count(*) FROM t", &ledger.delivered.to_string());
 }
 
+/// Units that wait for several mirrors are in memory once.
+#[test]
+fn several_mirrors_hold_the_bytes_once() {
+    let more: String = (1..=3)
+        .map(|n| {
+            format!(
+                "[[databases]]\nname = \"more{n}\"\nhost = \"127.0.0.1\"\nport = {{mirror}}\ndatabase_name = \"{SHOP}\"\nuser = \"postgres\"\n\
+                 [[mirroring]]\nsource_db = \"prod\"\ndestination_db = \"more{n}\"\n"
+            )
+        })
+        .collect();
+    let pair = Pair::with(PairOptions {
+        more,
+        ..PairOptions::default()
+    });
+    let mut client = pair.client();
+    ok(&mut client, "SELECT 1");
+    for name in ["staging_db", "more1", "more2", "more3"] {
+        pair.settled_at(name);
+    }
+    pair.mirror.pause().unwrap();
+    let pad = "x".repeat(50_000);
+    for _ in 0..10 {
+        ok(&mut client, &format!("SELECT length('{pad}')"));
+    }
+    let text = pair.proxy.get("/api/status").unwrap();
+    let status: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let used = status["totals"]["mirror_memory_used"].as_u64().unwrap();
+    pair.mirror.resume().unwrap();
+    for name in ["staging_db", "more1", "more2", "more3"] {
+        assert_eq!(pair.settled_at(name).delivered, 11, "{name}");
+    }
+    assert!((500_000..800_000).contains(&used), "{used}");
+}
+
 /// Row 13.
 #[test]
 fn units_time_out_on_a_locked_mirror_and_the_next_ones_go_on() {
