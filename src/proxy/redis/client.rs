@@ -28,7 +28,7 @@ pub async fn serve(context: Rc<Context>, source: SharedSource, client: Socket) {
         Ok(primary) => primary,
         Err(error) => {
             // A direct client would find the port closed.
-            tracing::warn!(database = source.database.name, %error, "the primary cannot be reached");
+            context.primary_unreachable(&source.database.name, &error);
             context
                 .metrics
                 .listener(metrics::Protocol::Redis)
@@ -507,12 +507,9 @@ impl RedisSession {
     }
 
     fn end_if_idle(&self) {
-        let state = self.state.borrow();
-        if state.followed && (!state.tracker.is_empty() || state.tracker.in_transaction()) {
-            return;
+        if context::Session::is_quiet(self) {
+            context::Session::stop(self);
         }
-        drop(state);
-        context::Session::stop(self);
     }
 }
 
@@ -539,6 +536,24 @@ impl context::Session for RedisSession {
     fn drain(&self) {
         self.draining.set(true);
         self.end_if_idle();
+    }
+
+    fn client(&self) -> Option<Socket> {
+        self.client.upgrade()
+    }
+
+    fn is_quiet(&self) -> bool {
+        let state = self.state.borrow();
+        !state.followed || (state.tracker.is_empty() && !state.tracker.in_transaction())
+    }
+
+    fn listens(&self) -> bool {
+        let state = self.state.borrow();
+        state.tracker.subscriptions() > 0 || state.tracker.is_monitoring()
+    }
+
+    fn end_idle(&self) {
+        self.stop();
     }
 
     fn stop(&self) {
