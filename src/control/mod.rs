@@ -11,6 +11,7 @@ pub mod http;
 mod listener;
 pub mod report;
 mod report_svg;
+pub mod sentry;
 pub mod state;
 mod table;
 pub mod view;
