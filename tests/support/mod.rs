@@ -4,9 +4,11 @@
 #![allow(dead_code)]
 
 pub mod pg;
+pub mod pg_pair;
 pub mod proxy;
 pub mod redis_corpus;
 pub mod resp;
+pub mod tls;
 
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
