@@ -239,7 +239,6 @@ impl Core {
                     } => {
                         self.services.reconnect(&source, &destination);
                     }
-                    CoreMessage::Mode { source, mode } => self.services.set_mode(&source, mode),
                     CoreMessage::Drain => {
                         self.accepting.set(false);
                         self.services.close_listeners();

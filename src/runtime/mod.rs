@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::config::{Config, RedisMode};
+use crate::config::Config;
 use crate::control::admin_sql::Answer;
 use crate::metrics::Registry;
 use crate::proxy::context::{Event, SessionInfo};
@@ -81,13 +81,6 @@ pub enum CoreMessage {
         source: String,
         /// The mirror's database.
         destination: String,
-    },
-    /// Another mode of the dual write whose primary this is.
-    Mode {
-        /// The primary's name.
-        source: String,
-        /// The mode.
-        mode: RedisMode,
     },
     /// Accept nobody any more and end sessions at their next quiet moment.
     Drain,
