@@ -234,6 +234,45 @@ pub const REREADS_MAX: usize = 256;
 pub const REREAD_ATTEMPTS: u32 = 3;
 /// See [`REREAD_ATTEMPTS`].
 pub const REREAD_WITHIN_NS: u64 = 100_000_000;
+// --- Redis lanes ---
+
+/// A command that arrives in pieces is held until it is whole, up to this; a larger one goes over its client's own
+/// connection as it comes. Four slabs: what a command may be without disturbing others' latency.
+pub const REDIS_HELD_BYTES_MAX: usize = 64 * 1024;
+
+/// A client that got a larger reply over a lane goes on over its own connection: others wait behind it while it
+/// crosses. A quarter of a millisecond on a 10-gigabit link.
+pub const REDIS_LANE_REPLY_BYTES: usize = 256 * 1024;
+
+/// Smaller replies in a row until such a client is trusted with a lane again.
+pub const REDIS_HEAVY_REPLIES: u32 = 32;
+
+/// Replies of a client that may be outstanding on a lane at first; one more with every small reply, half with every
+/// large one. What a client that does not read may make us hold is this times the reply's size.
+pub const REDIS_WINDOW_FIRST: usize = 64;
+
+/// The most: a deep pipeline fills a 10 ms round trip at 100,000 commands a second.
+pub const REDIS_WINDOW_MAX: usize = 1024;
+
+/// Replies that clients of one core have not read, all slow readers together. The one that exceeds it is closed; the
+/// largest bulk string that Redis allows fits.
+pub const REDIS_SPILL_BYTES_MAX: usize = 1 << 30;
+
+/// Of a large reply that nobody compares, how much is kept to know its kind: a status line and an error's word.
+pub const REDIS_HEAD_KEPT_BYTES: usize = 128;
+
+/// A lane without clients is closed after a minute.
+pub const REDIS_LANE_IDLE_NS: u64 = 60_000_000_000;
+
+/// After a failed attempt to open a lane, clients are refused for so long without another: a burst of them must not
+/// become a burst of connection attempts.
+pub const REDIS_LANE_RETRY_NS: u64 = 100_000_000;
+
+/// A connection's name that is kept for the client's own connection to be opened again.
+pub const REDIS_NAME_BYTES_MAX: usize = 256;
+
+/// CLIENT SETINFO commands kept for the client's own connection: two of ordinary length.
+pub const REDIS_INFO_BYTES_MAX: usize = 512;
 // --- admin SQL ---
 
 /// Words of one admin statement: the longest one has eight.

@@ -139,11 +139,7 @@ impl Services {
             redis::start_workers,
             |index, mirrors, metrics| {
                 let database = config.databases[index].clone();
-                Rc::new(redis::Source {
-                    database,
-                    mirrors,
-                    metrics,
-                })
+                Rc::new(redis::Source::new(database, mirrors, metrics))
             },
         );
         *self.redis.borrow_mut() = redis;
@@ -255,6 +251,9 @@ impl Services {
         }
         for mirror in self.redis_mirrors.borrow().iter() {
             expire(mirror, now_ns, timeout_ns);
+        }
+        for source in self.redis.borrow().values() {
+            source.lanes.sweep(now_ns);
         }
     }
 
