@@ -47,16 +47,16 @@ impl SentryReporter {
         if dsn.is_empty() {
             return Ok(reporter);
         }
-        let mut options = ClientOptions::default();
-        options.dsn = Some(dsn.parse().map_err(|error| BadDsn(format!("{error}")))?);
-        options.environment = (!environment.is_empty()).then(|| Cow::Owned(environment.to_owned()));
-        options.release = Some(Cow::Borrowed(concat!(
-            "parhelion@",
-            env!("CARGO_PKG_VERSION")
-        )));
-        options.sample_rate = sample_rate as f32;
+        let parsed: sentry::types::Dsn = dsn.parse().map_err(|error| BadDsn(format!("{error}")))?;
         // Its panic hook and its contexts are not ours to install in a library.
-        options.default_integrations = false;
+        let mut options = ClientOptions::new()
+            .dsn(&parsed.to_string())
+            .release(concat!("parhelion@", env!("CARGO_PKG_VERSION")))
+            .sample_rate(sample_rate.clamp(0.0, 1.0) as f32)
+            .default_integrations(false);
+        if !environment.is_empty() {
+            options = options.environment(environment.to_owned());
+        }
         let client = Client::from(sentry::apply_defaults(options));
         reporter.hub = Some(Hub::new(Some(Arc::new(client)), Arc::new(Scope::default())));
         Ok(reporter)

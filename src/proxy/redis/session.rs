@@ -101,6 +101,8 @@ enum Step {
     Fence,
     /// The other backend is in front now.
     Move,
+    /// The backends change places: nobody is served for a moment.
+    Held,
     Quit,
     Broken(RequestError),
     Foreign,
@@ -213,6 +215,12 @@ impl Session {
                     true
                 }
                 Step::Fence => self.fence().await,
+                Step::Held => {
+                    if let Some(observer) = &self.units.source.observer {
+                        observer.gate().wait().await;
+                    }
+                    true
+                }
                 Step::Move => {
                     self.outstanding_at_most(0).await;
                     self.close_own();
@@ -345,6 +353,9 @@ impl Session {
         let place = route::place(command, &request);
         let own = self.own.borrow();
         let tied = own.as_ref().is_some_and(|own| own.is_tied());
+        if !tied && self.is_held() {
+            return Placed::Not(Step::Held);
+        }
         if !tied && self.backend.get() != self.units.source.front() {
             return Placed::Not(Step::Move);
         }
@@ -401,6 +412,7 @@ impl Session {
             disposition,
             Content::default(),
             Some(bytes),
+            lane.key.db,
         );
         lane.note(self, pending, disposition);
         self.outstanding.set(self.outstanding.get() + 1);
@@ -468,6 +480,9 @@ impl Session {
     fn begin_through(&self, input: &mut Input) -> Option<Step> {
         let own = self.own.borrow();
         let tied = own.as_ref().is_some_and(|own| own.is_tied());
+        if !tied && self.is_held() {
+            return Some(Step::Held);
+        }
         if !tied && self.backend.get() != self.units.source.front() {
             return Some(Step::Move);
         }
@@ -524,6 +539,12 @@ impl Session {
         own.socket.send(chunk.slice(*offset..chunk.len()));
         *offset = chunk.len();
         Step::Done
+    }
+
+    /// The backends change places right now.
+    fn is_held(&self) -> bool {
+        let observer = self.units.source.observer.as_ref();
+        observer.is_some_and(|observer| observer.held())
     }
 
     /// Sends neighbouring commands onto the lane.
@@ -588,7 +609,13 @@ impl Session {
         let database = units.source.backend(backend);
         match identity::establish(&units.context, &database, &wanted).await {
             Ok(established) => {
-                let own = Rc::new(Own::new(established.socket, backend, db, resp));
+                let own = Rc::new(Own::new(
+                    established.socket,
+                    backend,
+                    units.context.new_client().0,
+                    db,
+                    resp,
+                ));
                 *self.own.borrow_mut() = Some(own.clone());
                 let reading = read_own(self.clone(), own);
                 units.context.queues.spawn(Queue::Serve, reading);

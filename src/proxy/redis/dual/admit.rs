@@ -8,7 +8,9 @@ use crate::mirror::dual::keys::{self, Scope};
 use crate::mirror::dual::queue::{Item, Kind};
 use crate::mirror::ledger::DropReason;
 use crate::protocol::resp::command::{Effect, lookup_request};
-use crate::protocol::resp::effects::{Expected, Replay, Rewrite, effects, encode, unchanged, warmup};
+use crate::protocol::resp::effects::{
+    Expected, Replay, Rewrite, effects, encode, unchanged, warmup,
+};
 use crate::protocol::resp::{Command, CommandCategory, Reply, Request};
 
 /// What a command is to a dual write.
@@ -47,7 +49,10 @@ pub(super) fn writes(unit: &[u8]) -> bool {
     keys::commands(unit).any(|frame| {
         let request = Request::parse(frame);
         let command = lookup_request(&request);
-        matches!(sort(command, &request), Sort::Write | Sort::Script | Sort::Blocking)
+        matches!(
+            sort(command, &request),
+            Sort::Write | Sort::Script | Sort::Blocking
+        )
     })
 }
 
@@ -56,7 +61,8 @@ impl Dual {
     pub(super) fn admit(&self, command: Option<&Command>, request: &Request<'_>, db: u32) -> bool {
         let mode = self.mode.get();
         let sort = sort(command, request);
-        if sort == Sort::Script || command.is_some_and(|command| command.name().starts_with("EVAL")) {
+        if sort == Sort::Script || command.is_some_and(|command| command.name().starts_with("EVAL"))
+        {
             self.state.borrow_mut().scripts.learn(request);
         }
         let wanted = match sort {
@@ -79,12 +85,17 @@ impl Dual {
     fn taint_request(&self, command: Option<&Command>, request: &Request<'_>, db: u32) {
         let taint = &mut self.state.borrow_mut().queue.taint;
         match command {
-            Some(command) if matches!(command.name(), "FLUSHALL" | "FLUSHDB" | "SWAPDB") => taint.add_all(),
+            Some(command) if matches!(command.name(), "FLUSHALL" | "FLUSHDB" | "SWAPDB") => {
+                taint.add_all()
+            }
             Some(command) => command
                 .keys(request)
                 .filter_map(|at| request.arg(at))
                 .for_each(|key| taint.add(db, key)),
-            None => request.arg(1).into_iter().for_each(|key| taint.add(db, key)),
+            None => request
+                .arg(1)
+                .into_iter()
+                .for_each(|key| taint.add(db, key)),
         }
     }
 
@@ -140,7 +151,9 @@ impl Dual {
                 return state.queue.recycle(item);
             }
             Fate::Unknown => {
-                state.queue.refuse(&item.request, item.db, DropReason::Oversize);
+                state
+                    .queue
+                    .refuse(&item.request, item.db, DropReason::Oversize);
                 self.chores.wake_all();
                 return state.queue.recycle(item);
             }
@@ -173,11 +186,20 @@ impl Dual {
     fn note_order(&self, state: &mut super::State, item: &Item, answered: &Answered<'_>) {
         let blocking = answered.command.is_some_and(Command::may_block);
         // What waits is executed when it is answered, not when it arrives.
-        let arrived_ns = if blocking { answered.answered_ns } else { answered.arrived_ns };
+        let arrived_ns = if blocking {
+            answered.answered_ns
+        } else {
+            answered.arrived_ns
+        };
         let (order, taint) = (&mut state.order, &mut state.queue.taint);
         let mut unknown = false;
         let scope = keys::visit(&item.request, item.db, |db, key| {
-            if order.answered(keys::hash(db, key), answered.stream, arrived_ns, answered.answered_ns) {
+            if order.answered(
+                keys::hash(db, key),
+                answered.stream,
+                arrived_ns,
+                answered.answered_ns,
+            ) {
                 unknown = true;
                 taint.add(db, key);
             }
@@ -210,22 +232,28 @@ impl Dual {
                 Fate::Queue
             }
             _ if failed => Fate::Nothing,
-            Sort::Blocking if options.blocking == Blocking::Warmup => match warmup(command, &request) {
-                Some(bytes) => {
-                    item.kind = Kind::Warmup;
-                    item.rewritten = bytes;
-                    item.expected.push(Expected::Anything);
-                    Fate::Queue
+            Sort::Blocking if options.blocking == Blocking::Warmup => {
+                match warmup(command, &request) {
+                    Some(bytes) => {
+                        item.kind = Kind::Warmup;
+                        item.rewritten = bytes;
+                        item.expected.push(Expected::Anything);
+                        Fate::Queue
+                    }
+                    None => Fate::Nothing,
                 }
-                None => Fate::Nothing,
-            },
+            }
             _ if !answered.whole && needs_reply(command) && options.effects => Fate::Unknown,
             kind => {
                 let replay = match options.effects || kind == Sort::Blocking {
                     true => effects(command, &request, reply, unix_ms(), out),
                     false => unchanged(reply),
                 };
-                item.kind = if kind == Sort::Script { Kind::Script } else { Kind::Write };
+                item.kind = if kind == Sort::Script {
+                    Kind::Script
+                } else {
+                    Kind::Write
+                };
                 match replay {
                     Replay::Nothing => Fate::Nothing,
                     Replay::Verbatim | Replay::Rewritten => Fate::Queue,
@@ -242,7 +270,9 @@ impl Dual {
         let reply = Reply::parse(answered.reply);
         let now_ms = unix_ms();
         let mut replies = reply.elements();
-        let members = keys::commands(&item.request).skip(1).take(answered.commands.saturating_sub(2) as usize);
+        let members = keys::commands(&item.request)
+            .skip(1)
+            .take(answered.commands.saturating_sub(2) as usize);
         let (mut as_it_is, mut changes, mut scripts) = (true, false, false);
         for frame in members {
             let request = Request::parse(frame);
@@ -287,7 +317,11 @@ impl Dual {
         if as_it_is || out.expected.is_empty() {
             out.clear();
         }
-        if !as_it_is && out.expected.is_empty() { Fate::Nothing } else { Fate::Queue }
+        if !as_it_is && out.expected.is_empty() {
+            Fate::Nothing
+        } else {
+            Fate::Queue
+        }
     }
 }
 
@@ -301,5 +335,7 @@ enum Fate {
 
 /// What to replay stands in the reply.
 fn needs_reply(command: Option<&Command>) -> bool {
-    command.is_some_and(|command| !matches!(command.effect(), Effect::Verbatim | Effect::AbsoluteExpiry))
+    command.is_some_and(|command| {
+        !matches!(command.effect(), Effect::Verbatim | Effect::AbsoluteExpiry)
+    })
 }

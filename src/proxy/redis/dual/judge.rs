@@ -18,7 +18,11 @@ pub(super) fn judge(item: &Item, index: u32, reply: &[u8], whole: bool) -> Judge
     }
     let failed = matches!(reply.first(), Some(b'-' | b'!'));
     if item.block {
-        return if last { block(item, reply) } else { not_failed(item, reply, failed) };
+        return if last {
+            block(item, reply)
+        } else {
+            not_failed(item, reply, failed)
+        };
     }
     if item.rewritten.is_empty() && item.commands > 1 {
         return match last {
@@ -28,7 +32,11 @@ pub(super) fn judge(item: &Item, index: u32, reply: &[u8], whole: bool) -> Judge
             _ => not_failed(item, reply, failed),
         };
     }
-    let expected = item.expected.get(index as usize).copied().unwrap_or(Expected::Same);
+    let expected = item
+        .expected
+        .get(index as usize)
+        .copied()
+        .unwrap_or(Expected::Same);
     expect(item, expected, reply, whole, failed)
 }
 
@@ -40,7 +48,11 @@ fn expect(item: &Item, expected: Expected, reply: &[u8], whole: bool, failed: bo
     match expected {
         Expected::Same if !whole || item.reply.is_empty() => Judgement::NotCompared,
         Expected::Same => {
-            let request = if item.rewritten.is_empty() { &item.request } else { &item.rewritten };
+            let request = if item.rewritten.is_empty() {
+                &item.request
+            } else {
+                &item.rewritten
+            };
             mirror_judge::judge_one(&Request::parse(request), &item.reply, reply, Compare::Rows)
         }
         Expected::Integer(number) if view.integer() == Some(number) => Judgement::Equal,
@@ -48,7 +60,9 @@ fn expect(item: &Item, expected: Expected, reply: &[u8], whole: bool, failed: bo
             Some(other) if other < number => different(item, DivergenceKind::MigrationGap, reply),
             _ => different(item, DivergenceKind::DataMismatch, reply),
         },
-        Expected::Something if view.is_nil() => different(item, DivergenceKind::MigrationGap, reply),
+        Expected::Something if view.is_nil() => {
+            different(item, DivergenceKind::MigrationGap, reply)
+        }
         Expected::Something => Judgement::Equal,
         Expected::Anything => Judgement::NotCompared,
     }
@@ -63,14 +77,22 @@ fn block(item: &Item, reply: &[u8]) -> Judgement {
     let mut compared = false;
     for (expected, element) in item.expected.iter().zip(view.elements()) {
         // What `Same` would be stands deep in the primary's own EXEC: errors alone are looked at.
-        let expected = if *expected == Expected::Same { Expected::Anything } else { *expected };
+        let expected = if *expected == Expected::Same {
+            Expected::Anything
+        } else {
+            *expected
+        };
         match expect(item, expected, element.bytes(), true, element.is_error()) {
             Judgement::Equal => compared = true,
             Judgement::NotCompared => {}
             different => return different,
         }
     }
-    if compared { Judgement::Equal } else { Judgement::NotCompared }
+    if compared {
+        Judgement::Equal
+    } else {
+        Judgement::NotCompared
+    }
 }
 
 fn not_failed(item: &Item, reply: &[u8], failed: bool) -> Judgement {

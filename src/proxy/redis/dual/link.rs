@@ -41,7 +41,7 @@ impl Link {
     /// Connects and logs in within `connect_timeout`.
     pub async fn open(context: &Context, database: &Database) -> Result<Link, Broken> {
         let mut link = Link {
-            socket: context.connect(&database.endpoint).await?,
+            socket: context.connect(database).await?,
             framer: ReplyFramer::new(REDIS_MIRROR_REPLY_BYTES_MAX),
             db: Some(0),
             run_id: None,
@@ -50,11 +50,16 @@ impl Link {
         let logs_in = database.password.is_some();
         if let Some(password) = &database.password {
             let user = database.user.as_deref().unwrap_or("default");
-            encode(&mut out, [b"AUTH", user.as_bytes(), password.expose().as_bytes()]);
+            encode(
+                &mut out,
+                [b"AUTH", user.as_bytes(), password.expose().as_bytes()],
+            );
         }
         encode(&mut out, ["INFO", "server"]);
         let limit = context.config.borrow().general.connect_timeout;
-        let replies = link.call(context, &out, 1 + usize::from(logs_in), limit).await?;
+        let replies = link
+            .call(context, &out, 1 + usize::from(logs_in), limit)
+            .await?;
         if logs_in && replies[0].first() != Some(&b'+') {
             return Err(Broken::Refused("the login"));
         }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::observe::{Answered, Backend, Observer};
-use crate::config::{Config, Database, DualWrite, Endpoint, RedisMode};
+use crate::config::{Config, Database, DualWrite, RedisMode};
 use crate::metrics::MirrorMetrics;
 use crate::mirror::dual::order::{Order, Stream};
 use crate::mirror::dual::queue::{DualBounds, DualQueue};
@@ -80,10 +80,17 @@ struct State {
 
 impl Dual {
     /// Starts the workers; they end when it is retired.
-    pub fn start(context: &Rc<Context>, config: &Config, options: &DualWrite, metrics: Arc<MirrorMetrics>) -> Rc<Dual> {
+    pub fn start(
+        context: &Rc<Context>,
+        config: &Config,
+        options: &DualWrite,
+        metrics: Arc<MirrorMetrics>,
+    ) -> Rc<Dual> {
         let bounds = bounds_of(options);
         metrics.settings.set_exposure(options.exposure);
-        metrics.settings.set_queue_bounds(bounds.items as u64, bounds.bytes as u64);
+        metrics
+            .settings
+            .set_queue_bounds(bounds.items as u64, bounds.bytes as u64);
         let dual = Rc::new(Dual {
             context: context.clone(),
             source: config.databases[options.primary].name.clone(),
@@ -113,22 +120,31 @@ impl Dual {
             retired: Cell::new(false),
             metrics,
         });
-        context.queues.spawn(Queue::Mirror, worker::run(dual.clone()));
-        context.queues.spawn(Queue::Mirror, repair::run(dual.clone()));
-        context.queues.spawn(Queue::Mirror, reread::run(dual.clone()));
+        context
+            .queues
+            .spawn(Queue::Mirror, worker::run(dual.clone()));
+        context
+            .queues
+            .spawn(Queue::Mirror, repair::run(dual.clone()));
+        context
+            .queues
+            .spawn(Queue::Mirror, reread::run(dual.clone()));
         dual
     }
 
     /// Whether this one goes on when the config becomes `config` with `options`.
     pub fn fits(&self, config: &Config, options: &DualWrite) -> bool {
-        self.primary == config.databases[options.primary] && self.secondary == config.databases[options.secondary]
+        self.primary == config.databases[options.primary]
+            && self.secondary == config.databases[options.secondary]
     }
 
     /// Takes other options into force. The mode only if it was changed in the file.
     pub fn reconfigure(self: &Rc<Self>, options: &DualWrite) {
         let before = self.options.replace(options.clone());
         let bounds = bounds_of(options);
-        self.metrics.settings.set_queue_bounds(bounds.items as u64, bounds.bytes as u64);
+        self.metrics
+            .settings
+            .set_queue_bounds(bounds.items as u64, bounds.bytes as u64);
         if before.exposure != options.exposure {
             self.metrics.settings.set_exposure(options.exposure);
         }
@@ -160,7 +176,9 @@ impl Dual {
     pub fn set_mode(self: &Rc<Self>, mode: RedisMode) {
         self.wanted.set(mode);
         if !self.switching.replace(true) {
-            self.context.queues.spawn(Queue::Serve, switch::run(self.clone()));
+            self.context
+                .queues
+                .spawn(Queue::Serve, switch::run(self.clone()));
         }
     }
 
@@ -174,9 +192,21 @@ impl Dual {
         self.note_gauges();
     }
 
+    /// Replaces the connection to the backend that follows, if it is this one's.
+    pub fn reconnect(&self, source: &str, destination: &str) {
+        if self.source == source && self.secondary.name == destination {
+            self.end_connection();
+        }
+    }
+
     /// Replaces the connection to the backend that follows.
     pub fn end_connection(&self) {
-        if let Some(socket) = self.connection.borrow().as_ref().and_then(WeakSocket::upgrade) {
+        if let Some(socket) = self
+            .connection
+            .borrow()
+            .as_ref()
+            .and_then(WeakSocket::upgrade)
+        {
             socket.stop_receiving();
         }
     }
@@ -204,14 +234,14 @@ impl Dual {
 
     /// The backend that follows.
     fn follower(&self) -> &Database {
-        self.database(other(self.front()))
+        self.at(other(self.front()))
     }
 
     fn leader(&self) -> &Database {
-        self.database(self.front())
+        self.at(self.front())
     }
 
-    fn database(&self, backend: Backend) -> &Database {
+    fn at(&self, backend: Backend) -> &Database {
         match backend {
             Backend::Primary => &self.primary,
             Backend::Secondary => &self.secondary,
@@ -222,7 +252,9 @@ impl Dual {
         let state = self.state.borrow();
         self.metrics.queued_units.set(state.queue.len() as u64);
         self.metrics.queued_bytes.set(state.queue.bytes() as u64);
-        self.metrics.tainted_keys.set(state.queue.taint.len() as u64);
+        self.metrics
+            .tainted_keys
+            .set(state.queue.taint.len() as u64);
     }
 
     /// The names of tainted keys, for the journal.
@@ -234,10 +266,15 @@ impl Dual {
             source: self.source.clone(),
             mirror: self.follower().name.clone(),
             all: queue.taint.is_all(),
-            keys: queue.taint.names().map(|key| (key.db, key.name.to_vec())).collect(),
+            keys: queue
+                .taint
+                .names()
+                .map(|key| (key.db, key.name.to_vec()))
+                .collect(),
             core: self.context.core,
         };
-        self.context.tell(crate::proxy::context::Event::Tainted(Box::new(report)));
+        self.context
+            .tell(crate::proxy::context::Event::Tainted(Box::new(report)));
     }
 }
 
@@ -249,8 +286,8 @@ impl Observer for Dual {
         }
     }
 
-    fn endpoint(&self, backend: Backend) -> Endpoint {
-        self.database(backend).endpoint.clone()
+    fn database(&self, backend: Backend) -> Database {
+        self.at(backend).clone()
     }
 
     fn wants(&self, command: Option<&'static Command>, request: &Request<'_>, db: u32) -> bool {
@@ -262,16 +299,22 @@ impl Observer for Dual {
     }
 
     fn answered(&self, answered: &Answered<'_>) {
-        self.outstanding.set(self.outstanding.get().saturating_sub(u64::from(answered.wanted)));
+        self.outstanding.set(
+            self.outstanding
+                .get()
+                .saturating_sub(u64::from(answered.wanted)),
+        );
         self.take(answered);
     }
 
     fn dismissed(&self, wanted: u32) {
-        self.outstanding.set(self.outstanding.get().saturating_sub(u64::from(wanted)));
+        self.outstanding
+            .set(self.outstanding.get().saturating_sub(u64::from(wanted)));
     }
 
     fn lost(&self, request: &Payload<Chunk>, db: u32, wanted: u32) {
-        self.outstanding.set(self.outstanding.get().saturating_sub(u64::from(wanted)));
+        self.outstanding
+            .set(self.outstanding.get().saturating_sub(u64::from(wanted)));
         let mut unit = Vec::new();
         request.copy_into(&mut unit);
         if admit::writes(&unit) {
@@ -309,6 +352,8 @@ fn nanos(duration: Duration) -> u64 {
 
 /// Milliseconds since 1970.
 fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -74,8 +74,12 @@ struct Walk {
 
 impl Repair {
     async fn open(dual: &Dual, front: Backend) -> Result<Repair, Broken> {
-        let source = Link::open(&dual.context, dual.database(front)).await?;
-        Ok(Repair { front, source, walk: None })
+        let source = Link::open(&dual.context, dual.at(front)).await?;
+        Ok(Repair {
+            front,
+            source,
+            walk: None,
+        })
     }
 
     async fn work(&mut self, dual: &Rc<Dual>) -> Result<(), Broken> {
@@ -124,8 +128,12 @@ impl Repair {
     async fn copy(&mut self, dual: &Dual, batch: &[Key]) -> Result<(), Broken> {
         let limit = dual.options.borrow().secondary_timeout;
         for some in batch.chunk_by(|a, b| a.db == b.db) {
-            let default_db = dual.database(self.front).db;
-            let db = if some[0].db == 0 { default_db } else { some[0].db };
+            let default_db = dual.at(self.front).db;
+            let db = if some[0].db == 0 {
+                default_db
+            } else {
+                some[0].db
+            };
             self.source.select(&dual.context, db, limit).await?;
             let copying = dual.state.borrow().copying;
             let mut out = Vec::new();
@@ -134,7 +142,10 @@ impl Repair {
                 replies = ask(key, copying, &mut out) as usize;
             }
             let sent_ns = dual.context.ring.now_ns();
-            let answers = self.source.call(&dual.context, &out, replies * some.len(), limit).await?;
+            let answers = self
+                .source
+                .call(&dual.context, &out, replies * some.len(), limit)
+                .await?;
             for (key, answers) in some.iter().zip(answers.chunks(replies)) {
                 let answers: Vec<&[u8]> = answers.iter().map(Vec::as_slice).collect();
                 self.queue(dual, key, copying, &answers, sent_ns);
@@ -191,15 +202,28 @@ impl Repair {
             tracing::info!(source = dual.source, "every key was copied");
             return Ok(());
         };
-        let link = if of_follower { &mut walk.follower } else { &mut self.source };
+        let link = if of_follower {
+            &mut walk.follower
+        } else {
+            &mut self.source
+        };
         link.select(&dual.context, db, limit).await?;
         let mut out = Vec::new();
-        encode(&mut out, [b"SCAN".as_slice(), &walk.cursor, b"COUNT", b"256"]);
+        encode(
+            &mut out,
+            [b"SCAN".as_slice(), &walk.cursor, b"COUNT", b"256"],
+        );
         let replies = link.call(&dual.context, &out, 1, limit).await?;
         let Some((cursor, names)) = scanned(&replies[0]) else {
             return Err(Broken::Refused("SCAN"));
         };
-        let default_db = dual.database(if of_follower { super::other(self.front) } else { self.front }).db;
+        let default_db = dual
+            .at(if of_follower {
+                super::other(self.front)
+            } else {
+                self.front
+            })
+            .db;
         let client_db = if db == default_db { 0 } else { db };
         let taint = &mut dual.state.borrow_mut().queue.taint;
         names.for_each(|name| taint.add(client_db, name));
@@ -221,6 +245,11 @@ impl Repair {
             left.extend(databases(&info[0]).into_iter().map(|db| (of_follower, db)));
         }
         let _ = nanos(limit);
-        Ok(Walk { number, follower, left, cursor: b"0".to_vec() })
+        Ok(Walk {
+            number,
+            follower,
+            left,
+            cursor: b"0".to_vec(),
+        })
     }
 }

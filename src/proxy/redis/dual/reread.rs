@@ -42,7 +42,7 @@ pub(super) async fn run(dual: Rc<Dual>) {
         };
         let front = dual.front();
         if link.as_ref().is_none_or(|(backend, _)| *backend != front) {
-            link = match Link::open(&dual.context, dual.database(front)).await {
+            link = match Link::open(&dual.context, dual.at(front)).await {
                 Ok(open) => Some((front, open)),
                 Err(problem) => {
                     backoff.complain(&dual.leader().name, &problem);
@@ -56,7 +56,10 @@ pub(super) async fn run(dual: Rc<Dual>) {
         };
         if read.is_err() {
             link = None;
-            dual.state.borrow_mut().rereads.give_up(number, &dual.metrics);
+            dual.state
+                .borrow_mut()
+                .rereads
+                .give_up(number, &dual.metrics);
             backoff.pause(&dual.context, || dual.retired.get()).await;
         }
     }
@@ -70,7 +73,8 @@ async fn read(dual: &Dual, link: &mut Link, number: u64) -> Result<(), Broken> {
     };
     let limit = dual.options.borrow().shadow_timeout;
     let default_db = dual.leader().db;
-    link.select(&dual.context, if db == 0 { default_db } else { db }, limit).await?;
+    link.select(&dual.context, if db == 0 { default_db } else { db }, limit)
+        .await?;
     let sent_ns = dual.context.ring.now_ns();
     let replies = link.call(&dual.context, &request, 1, limit).await?;
     let state = &mut *dual.state.borrow_mut();
@@ -144,6 +148,11 @@ impl Rereads {
         self.due.clear();
     }
 
+    /// Something is to be read again, now or soon.
+    pub fn is_due(&self) -> bool {
+        !self.due.is_empty()
+    }
+
     fn next(&mut self, now_ns: u64) -> Next {
         match self.due.front() {
             None => Next::None,
@@ -165,7 +174,13 @@ impl Rereads {
 
 impl Dual {
     /// The follower has answered a reread.
-    pub(super) fn reread_answered(&self, state: &mut State, number: u64, item: &Item, judgement: &Judgement) {
+    pub(super) fn reread_answered(
+        &self,
+        state: &mut State,
+        number: u64,
+        item: &Item,
+        judgement: &Judgement,
+    ) {
         let now_ns = self.context.ring.now_ns();
         let Some(suspicion) = state.rereads.open.get_mut(&number) else {
             return;

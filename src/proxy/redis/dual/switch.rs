@@ -27,7 +27,11 @@ pub(super) async fn run(dual: Rc<Dual>) {
         }
         if !mode.writes_both() {
             // The backend that comes to the front has to catch up first.
-            dual.enter(if mode.serves_secondary() { RedisMode::SecondaryPrimary } else { RedisMode::DualWrite });
+            dual.enter(if mode.serves_secondary() {
+                RedisMode::SecondaryPrimary
+            } else {
+                RedisMode::DualWrite
+            });
         }
         if !dual.nearly_synced() {
             dual.context.ring.sleep(POLL * 5, false).await;

@@ -33,7 +33,7 @@ pub(super) async fn run(dual: Rc<Dual>) {
             continue;
         }
         let follower = other(dual.front());
-        match Link::open(&dual.context, dual.database(follower)).await {
+        match Link::open(&dual.context, dual.at(follower)).await {
             Ok(link) => {
                 backoff.reset();
                 dual.greet(follower, &link);
@@ -48,7 +48,7 @@ pub(super) async fn run(dual: Rc<Dual>) {
             Err(problem) => {
                 dual.metrics.reconnects.add(1);
                 dual.tell_failure("connect", "", &problem);
-                backoff.complain(&dual.database(follower).name, &problem);
+                backoff.complain(&dual.at(follower).name, &problem);
             }
         }
         backoff.pause(&dual.context, || dual.retired.get()).await;
@@ -80,7 +80,9 @@ impl Dual {
     /// Whether there is anything for the backend that follows.
     fn has_errands(&self) -> bool {
         let state = self.state.borrow();
-        let repairs = self.mode.get().writes_both() && self.options.borrow().repair && !state.queue.taint.is_empty();
+        let repairs = self.mode.get().writes_both()
+            && self.options.borrow().repair
+            && !state.queue.taint.is_empty();
         !state.queue.is_empty() || repairs
     }
 
@@ -96,21 +98,25 @@ impl Dual {
                 // Another process: what it had not saved is gone, and nobody knows what that was.
                 state.scripts.forget_told();
                 state.queue.taint.add_all();
-                tracing::warn!(secondary = self.database(follower).name, "it was restarted: every key is copied again");
+                tracing::warn!(
+                    secondary = self.at(follower).name,
+                    "it was restarted: every key is copied again"
+                );
             }
         }
-        drop(self.chores.wake_all());
+        self.chores.wake_all();
     }
 
     fn part(&self, broken: &Broken) {
         self.connected.set(false);
         self.metrics.connections_open.set(0);
-        let state = &mut *self.state.borrow_mut();
-        let lost = state.queue.broken();
-        state.scripts.forget_told();
-        state.gave_up = false;
-        state.rereads.lost();
-        drop(state);
+        let lost = {
+            let state = &mut *self.state.borrow_mut();
+            state.scripts.forget_told();
+            state.gave_up = false;
+            state.rereads.lost();
+            state.queue.broken()
+        };
         if !self.retired.get() && !matches!(broken, Broken::Closed if lost == 0) {
             tracing::warn!(secondary = self.follower().name, reason = %broken, lost,
                 "the connection to a secondary ended");
@@ -120,7 +126,12 @@ impl Dual {
         self.chores.wake_all();
     }
 
-    pub(super) fn tell_failure(&self, operation: &'static str, command: &str, problem: &dyn std::fmt::Display) {
+    pub(super) fn tell_failure(
+        &self,
+        operation: &'static str,
+        command: &str,
+        problem: &dyn std::fmt::Display,
+    ) {
         let report = FailureReport {
             source: self.source.clone(),
             mirror: self.follower().name.clone(),
@@ -162,16 +173,18 @@ impl Dual {
             Kind::Write | Kind::Script | Kind::Read if !gave_up => {
                 metrics.latency.record(now_ns.saturating_sub(sent_ns));
                 metrics.primary_latency.record(item.latency_ns);
-                metrics.queue_delay.record(sent_ns.saturating_sub(item.queued_ns));
+                metrics
+                    .queue_delay
+                    .record(sent_ns.saturating_sub(item.queued_ns));
                 self.book(state, &item, judgement);
             }
             _ => {}
         }
         state.queue.delivered(item, failed);
-        if failed {
+        // A key was tainted, or a mismatch waits to be read again.
+        if failed || state.rereads.is_due() {
             self.chores.wake_all();
         }
-        self.chores.wake_one();
     }
 
     fn book(&self, state: &mut State, item: &Item, judgement: Judgement) {
@@ -182,7 +195,9 @@ impl Dual {
         };
         // A key that waits for its copy says nothing about the follower.
         let mut tainted = state.queue.taint.is_all();
-        keys::visit(&item.request, item.db, |db, key| tainted |= state.queue.taint.contains(keys::hash(db, key)));
+        keys::visit(&item.request, item.db, |db, key| {
+            tainted |= state.queue.taint.contains(keys::hash(db, key))
+        });
         let refused = found.kind == DivergenceKind::SecondaryError;
         if tainted && !refused {
             return self.metrics.not_compared.add(1);
@@ -194,7 +209,11 @@ impl Dual {
         if item.kind == Kind::Read {
             self.metrics.shadow_read_errors.add(1);
         } else {
-            self.tell_failure("write", &found.command, &String::from_utf8_lossy(&found.secondary));
+            self.tell_failure(
+                "write",
+                &found.command,
+                &String::from_utf8_lossy(&found.secondary),
+            );
         }
         self.tell(*found, item.client);
     }
@@ -228,7 +247,8 @@ impl Lane {
                 return Broken::Closed;
             }
             self.fill(dual);
-            let room = dual.state.borrow().queue.in_flight() < DUAL_WINDOW && self.link.socket.queued() < SOCKET_SEND_BYTES;
+            let room = dual.state.borrow().queue.in_flight() < DUAL_WINDOW
+                && self.link.socket.queued() < SOCKET_SEND_BYTES;
             let socket = &self.link.socket;
             let received = if room {
                 or(async { Some(socket.recv().await) }, async {
@@ -255,8 +275,11 @@ impl Lane {
         let shadow_ns = nanos(dual.options.borrow().shadow_timeout);
         let now_ns = dual.context.ring.now_ns();
         let state = &mut *dual.state.borrow_mut();
-        while state.queue.in_flight() < DUAL_WINDOW && self.link.socket.queued() < SOCKET_SEND_BYTES {
-            let Some(item) = state.queue.front() else { return };
+        while state.queue.in_flight() < DUAL_WINDOW && self.link.socket.queued() < SOCKET_SEND_BYTES
+        {
+            let Some(item) = state.queue.front() else {
+                return;
+            };
             if item.kind == Kind::Read && now_ns.saturating_sub(item.queued_ns) > shadow_ns {
                 dual.metrics.shadow_read_errors.add(1);
                 state.queue.drop_front(DropReason::Timeout);
@@ -268,7 +291,11 @@ impl Lane {
             let db = if item.db == 0 { default_db } else { item.db };
             if self.link.db != Some(db) {
                 encode(&mut own, ["SELECT", &db.to_string()]);
-                self.preambles.push_back(Preamble { replies: 1, behind, matters: true });
+                self.preambles.push_back(Preamble {
+                    replies: 1,
+                    behind,
+                    matters: true,
+                });
                 // A transaction may leave the connection in another database.
                 self.link.db = if item.commands > 1 { None } else { Some(db) };
             } else if item.commands > 1 {
@@ -278,7 +305,11 @@ impl Lane {
                 let unit = &item.request;
                 for frame in keys::commands(unit) {
                     if state.scripts.tell(&Request::parse(frame), &mut own) {
-                        self.preambles.push_back(Preamble { replies: 1, behind, matters: false });
+                        self.preambles.push_back(Preamble {
+                            replies: 1,
+                            behind,
+                            matters: false,
+                        });
                     }
                 }
             }
@@ -322,7 +353,11 @@ impl Lane {
     fn reply(&mut self, dual: &Dual, frame: &Frame<'_>) -> Result<(), Broken> {
         let bytes = frame.bytes();
         let failed = matches!(bytes.first(), Some(b'-' | b'!'));
-        if let Some(preamble) = self.preambles.front_mut().filter(|preamble| preamble.behind == 0) {
+        if let Some(preamble) = self
+            .preambles
+            .front_mut()
+            .filter(|preamble| preamble.behind == 0)
+        {
             if failed && preamble.matters {
                 return Err(Broken::Refused("SELECT"));
             }
@@ -344,14 +379,20 @@ impl Lane {
         let no_script = failed && bytes.starts_with(b"-NOSCRIPT");
         let no_function = failed && bytes.starts_with(b"-ERR Function not found");
         let foreign = failed && matches!(item.kind, Kind::Repair(_)) && is_foreign_format(bytes);
-        let aborted = item.replies() > 1 && index + 1 == item.replies() && (bytes.starts_with(b"*-1") || bytes.starts_with(b"_"));
+        let aborted = item.replies() > 1
+            && index + 1 == item.replies()
+            && (bytes.starts_with(b"*-1") || bytes.starts_with(b"_"));
         if foreign {
             state.copying = crate::mirror::dual::repair::Copying::ByType;
         }
         let Some(item) = state.queue.replied() else {
             // One of several: what it shows counts at once.
             if refused {
-                let (request, db) = state.queue.expecting().map(|(item, ..)| (item.request.clone(), item.db)).unwrap_or_default();
+                let (request, db) = state
+                    .queue
+                    .expecting()
+                    .map(|(item, ..)| (item.request.clone(), item.db))
+                    .unwrap_or_default();
                 state.queue.taint_unit(&request, db);
                 dual.chores.wake_all();
             }
@@ -383,7 +424,9 @@ impl Lane {
             replies += state.scripts.libraries(&mut out);
             out.extend_from_slice(&item.request);
         } else {
-            let Some(body) = state.scripts.body(&request).cloned() else { return false };
+            let Some(body) = state.scripts.body(&request).cloned() else {
+                return false;
+            };
             with_body(&request, &body, &mut out);
         }
         if replies == 1 && function {
@@ -391,7 +434,11 @@ impl Lane {
         }
         self.link.socket.write(&out);
         let behind = state.queue.in_flight();
-        self.preambles.push_back(Preamble { replies, behind, matters: false });
+        self.preambles.push_back(Preamble {
+            replies,
+            behind,
+            matters: false,
+        });
         true
     }
 }
