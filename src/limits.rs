@@ -197,6 +197,60 @@ pub const CONFIG_FILE_BYTES_MAX: u64 = 4 << 20;
 /// Bytes of a password file: what a Postgres or Redis login could carry in one message of a sensible size.
 pub const SECRET_FILE_BYTES_MAX: u64 = 64 << 10;
 
+// --- Sentry ---
+
+/// Pause between two events of the same fingerprint.
+pub const SENTRY_COOLDOWN_NS: u64 = 60_000_000_000;
+
+/// Fingerprints told apart at one time: 32 bytes each.
+pub const SENTRY_FINGERPRINTS_MAX: usize = 10_000;
+
+/// How long the end of the process waits for the last events.
+pub const SENTRY_FLUSH: Duration = Duration::from_secs(2);
+
+// --- dual writes ---
+
+/// Keys that are tainted by name; beyond it everything is. About 100 bytes each with an ordinary name.
+pub const TAINT_KEYS_MAX: usize = 100_000;
+
+/// Bytes of their names.
+pub const TAINT_BYTES_MAX: usize = 16 << 20;
+
+/// Keys whose latest answers are remembered per generation, of which there are two: 40 bytes each.
+pub const ORDER_KEYS_MAX: usize = 65_536;
+
+/// Age of a generation: longer than an ordinary command takes, so that what is forgotten cannot overlap.
+pub const ORDER_GENERATION_NS: u64 = 10_000_000_000;
+
+/// Items that a dual write's queue keeps for reuse.
+pub const DUAL_SPARE_ITEMS_MAX: usize = 1024;
+
+/// Buffer that a reused item keeps: an ordinary command and its reply.
+pub const DUAL_KEPT_BYTES: usize = 1024;
+
+/// Script bodies that are remembered, for a secondary that does not know one.
+pub const SCRIPTS_MAX: usize = 1024;
+
+/// Bytes of these bodies.
+pub const SCRIPT_BYTES_MAX: usize = 16 << 20;
+
+/// Messages of one client that wait for their counterpart in the shadow subscription.
+pub const PUBSUB_PENDING_MAX: usize = 10_000;
+
+/// Items on their way to a secondary: deep enough for a 10 ms round trip at 100,000 a second, shallow enough that a
+/// lost connection taints few keys.
+pub const DUAL_WINDOW: usize = 1024;
+
+/// Keys that are copied at the same time by a repair.
+pub const REPAIR_BATCH: usize = 64;
+
+/// Mismatches that are read again at the same time; more count as not compared.
+pub const REREADS_MAX: usize = 256;
+
+/// How often a mismatch is read again, and within which time.
+pub const REREAD_ATTEMPTS: u32 = 3;
+/// See [`REREAD_ATTEMPTS`].
+pub const REREAD_WITHIN_NS: u64 = 100_000_000;
 // --- Redis lanes ---
 
 /// A command that arrives in pieces is held until it is whole, up to this; a larger one goes over its client's own

@@ -163,6 +163,7 @@ async fn open(context: Rc<Context>, source: SharedSource, slot: Rc<Slot>, key: L
             }
             let lane = Rc::new(Lane {
                 key,
+                stream: context.new_client().0,
                 context: context.clone(),
                 wants_login: established.wants_login,
                 alive: Cell::new(true),
@@ -187,6 +188,7 @@ async fn open(context: Rc<Context>, source: SharedSource, slot: Rc<Slot>, key: L
 /// One shared connection.
 pub(super) struct Lane {
     pub key: LaneKey,
+    stream: u64,
     /// The backend lets nobody do anything on it before a login.
     pub wants_login: bool,
     context: Rc<Context>,
@@ -284,6 +286,7 @@ impl Lane {
             db: self.key.db,
             resp: self.key.resp,
             backend: self.key.backend,
+            stream: self.stream,
         };
         let mut run = Run::default();
         let mut offset = 0;
@@ -340,7 +343,7 @@ impl Lane {
             tracing::warn!(%why, commands = fifo.len(), "a lane to a database was lost");
         }
         for entry in fifo {
-            entry.session.units.abandon(entry.pending);
+            entry.session.units.abandon(entry.pending, self.key.db);
             entry.session.fail();
         }
     }

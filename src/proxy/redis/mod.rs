@@ -6,6 +6,7 @@
 //! Both feed the same units ([`units`]) to the mirrors and to an observer ([`observe`]).
 
 mod collect;
+pub mod dual;
 mod identity;
 mod judge;
 mod lane;
@@ -50,13 +51,14 @@ impl Source {
         database: Database,
         mirrors: Rc<MirrorGroup<RedisOutcome>>,
         metrics: Arc<SourceMetrics>,
+        observer: Option<Rc<dyn Observer>>,
     ) -> Source {
         Source {
             database,
             mirrors,
             metrics,
             lanes: Lanes::default(),
-            observer: None,
+            observer,
         }
     }
 

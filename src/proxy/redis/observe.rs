@@ -8,7 +8,7 @@ use crate::mirror::payload::Payload;
 use crate::mirror::unit::ClientId;
 use crate::protocol::resp::Request;
 use crate::protocol::resp::command::Command;
-use crate::ring::Chunk;
+use crate::ring::{Chunk, WaitQueue};
 
 /// Which database of a source serves a client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -26,6 +26,10 @@ pub struct Answered<'a> {
     pub client: ClientId,
     /// Which backend answered.
     pub backend: Backend,
+    /// Which connection to it: answers of one stream come in the order of execution.
+    pub stream: u64,
+    /// Of its commands, how many [`Observer::wants`] had said yes to.
+    pub wanted: u32,
     /// Of a transaction: MULTI's.
     pub command: Option<&'static Command>,
     /// Number of commands: 1, or those from MULTI to EXEC.
@@ -57,7 +61,7 @@ pub trait Observer {
     fn database(&self, backend: Backend) -> crate::config::Database;
 
     /// Whether the bytes of this command must be kept until its reply. Asked when it arrives.
-    fn wants(&self, command: Option<&'static Command>, request: &Request<'_>) -> bool;
+    fn wants(&self, command: Option<&'static Command>, request: &Request<'_>, db: u32) -> bool;
 
     /// The largest request whose bytes are kept.
     fn request_bytes_max(&self) -> usize;
@@ -65,6 +69,15 @@ pub trait Observer {
     /// A wanted command was answered, error or not. Transactions come only if EXEC succeeded.
     fn answered(&self, answered: &Answered<'_>);
 
-    /// The connection was lost before a wanted command was answered: whether it was applied is unknown.
-    fn lost(&self, command: Option<&'static Command>, request: &Payload<Chunk>);
+    /// So many wanted commands ended without effect: their transaction was not executed.
+    fn dismissed(&self, wanted: u32);
+
+    /// No answer comes to so many wanted commands: whether they were applied is unknown.
+    fn lost(&self, request: &Payload<Chunk>, db: u32, wanted: u32);
+
+    /// Clients that nothing ties wait with their next command, at [`Observer::gate`].
+    fn held(&self) -> bool;
+
+    /// Where they wait.
+    fn gate(&self) -> &WaitQueue;
 }

@@ -14,7 +14,7 @@ use super::route;
 use super::session::Session;
 use super::units::{Bytes, Content, Over, Pending, Transaction};
 use crate::limits::{REDIS_COMPARE_BYTES, REDIS_NAME_BYTES_MAX, REDIS_REPLY_BYTES_MAX};
-use crate::protocol::resp::tracker::{Disposition, Paired, ReplyHead, Tracker};
+use crate::protocol::resp::tracker::{Disposition, NotMirrored, Paired, ReplyHead, Tracker};
 use crate::protocol::resp::{ReplyFramer, Request, command};
 use crate::ring::{Chunk, Socket};
 
@@ -22,6 +22,7 @@ use crate::ring::{Chunk, Socket};
 pub(super) struct Own {
     pub socket: Socket,
     pub backend: Backend,
+    stream: u64,
     /// Replies to come that are ours.
     pub swallow: Cell<u32>,
     state: RefCell<State>,
@@ -85,12 +86,13 @@ impl Change {
 
 impl Own {
     /// A connection that was brought to this database and version.
-    pub fn new(socket: Socket, backend: Backend, db: u32, resp: u8) -> Own {
+    pub fn new(socket: Socket, backend: Backend, stream: u64, db: u32, resp: u8) -> Own {
         let mut tracker = Tracker::new();
         tracker.set_initial(db, resp);
         Own {
             socket,
             backend,
+            stream,
             swallow: Cell::new(0),
             state: RefCell::new(State {
                 replies: ReplyFramer::new(REDIS_REPLY_BYTES_MAX),
@@ -148,11 +150,17 @@ impl Own {
             // Its reply may never come.
             session.sticky.set(true);
         }
-        match state.tracker.newest_mut() {
+        let db = state.tracker.db();
+        let silent = matches!(
+            disposition,
+            Disposition::NotMirrored(NotMirrored::NoReply | NotMirrored::AfterQuit)
+        );
+        match state.tracker.newest_mut().filter(|_| !silent) {
             Some(newest) => {
-                units.admit(&mut newest.pending, request, disposition, content, rest);
+                units.admit(&mut newest.pending, request, disposition, content, rest, db);
             }
-            None => units.discard(content),
+            // Its entry was dropped: the newest one is another request's.
+            None => units.silent(request, content, rest, db),
         }
         disposition
     }
@@ -215,6 +223,7 @@ impl Own {
             db: state.tracker.db(),
             resp: state.tracker.resp(),
             backend: self.backend,
+            stream: self.stream,
         };
         let units = &session.units;
         units.count(&pending, frame, units.context.ring.now_ns());
@@ -247,11 +256,12 @@ impl Own {
 impl State {
     fn abandon(&mut self, session: &Session) {
         let units = &session.units;
+        let db = self.tracker.db();
         for tag in self.tracker.drain() {
-            units.abandon(tag.pending);
+            units.abandon(tag.pending, db);
         }
         if let Some(transaction) = self.transaction.take() {
-            units.abandon_transaction(transaction);
+            units.abandon_transaction(transaction, db);
         }
     }
 }

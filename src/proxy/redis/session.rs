@@ -101,6 +101,8 @@ enum Step {
     Fence,
     /// The other backend is in front now.
     Move,
+    /// The backends change places: nobody is served for a moment.
+    Held,
     Quit,
     Broken(RequestError),
     Foreign,
@@ -214,6 +216,12 @@ impl Session {
                     true
                 }
                 Step::Fence => self.fence().await,
+                Step::Held => {
+                    if let Some(observer) = &self.units.source.observer {
+                        observer.gate().wait().await;
+                    }
+                    true
+                }
                 Step::Move => {
                     self.outstanding_at_most(0).await;
                     self.close_own();
@@ -346,6 +354,9 @@ impl Session {
         let place = route::place(command, &request);
         let own = self.own.borrow();
         let tied = own.as_ref().is_some_and(|own| own.is_tied());
+        if !tied && self.is_held() {
+            return Placed::Not(Step::Held);
+        }
         if !tied && self.backend.get() != self.units.source.front() {
             return Placed::Not(Step::Move);
         }
@@ -402,6 +413,7 @@ impl Session {
             disposition,
             Content::default(),
             Some(bytes),
+            lane.key.db,
         );
         lane.note(self, pending, disposition);
         self.outstanding.set(self.outstanding.get() + 1);
@@ -469,6 +481,9 @@ impl Session {
     fn begin_through(&self, input: &mut Input) -> Option<Step> {
         let own = self.own.borrow();
         let tied = own.as_ref().is_some_and(|own| own.is_tied());
+        if !tied && self.is_held() {
+            return Some(Step::Held);
+        }
         if !tied && self.backend.get() != self.units.source.front() {
             return Some(Step::Move);
         }
@@ -525,6 +540,12 @@ impl Session {
         own.socket.send(chunk.slice(*offset..chunk.len()));
         *offset = chunk.len();
         Step::Done
+    }
+
+    /// The backends change places right now.
+    fn is_held(&self) -> bool {
+        let observer = self.units.source.observer.as_ref();
+        observer.is_some_and(|observer| observer.held())
     }
 
     /// Sends neighbouring commands onto the lane.
@@ -589,7 +610,13 @@ impl Session {
         let database = units.source.backend(backend);
         match identity::establish(&units.context, &database, &wanted).await {
             Ok(established) => {
-                let own = Rc::new(Own::new(established.socket, backend, db, resp));
+                let own = Rc::new(Own::new(
+                    established.socket,
+                    backend,
+                    units.context.new_client().0,
+                    db,
+                    resp,
+                ));
                 *self.own.borrow_mut() = Some(own.clone());
                 let reading = read_own(self.clone(), own);
                 units.context.queues.spawn(Queue::Serve, reading);

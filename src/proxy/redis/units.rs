@@ -52,7 +52,8 @@ pub(super) struct Content {
 /// A transaction that MULTI has opened.
 pub(super) struct Transaction {
     exposed: MirrorSet,
-    observed: bool,
+    /// Commands of it that the observer wants.
+    wanted: u32,
     class: Class,
     command: Option<&'static command::Command>,
     content: Content,
@@ -66,6 +67,8 @@ pub(super) struct Over {
     pub db: u32,
     pub resp: u8,
     pub backend: super::observe::Backend,
+    /// The connection.
+    pub stream: u64,
 }
 
 /// The units of one client.
@@ -110,6 +113,7 @@ impl Units {
         disposition: Disposition,
         mut content: Content,
         rest: Option<Bytes<'_>>,
+        db: u32,
     ) {
         if !self.kept.get() {
             return;
@@ -124,7 +128,7 @@ impl Units {
         pending.observed = source
             .observer
             .as_ref()
-            .is_some_and(|observer| observer.wants(pending.command, request));
+            .is_some_and(|observer| observer.wants(pending.command, request, db));
         let wanted = member || pending.observed || !pending.exposed.is_empty();
         if !wanted {
             return self.discard(content);
@@ -201,12 +205,21 @@ impl Units {
                     self.seal(transaction, frame, over);
                 }
             }
-            UnitEnd::Excluded(_) | UnitEnd::Discarded(_) => {
-                self.discard(pending.content);
+            UnitEnd::Excluded(_) => {
+                self.join(transaction, pending);
                 if let Some(transaction) = transaction.take() {
-                    if matches!(end, UnitEnd::Excluded(_)) && transaction.observed {
+                    if transaction.wanted > 0 {
                         self.show(&transaction, frame, over);
                     }
+                    self.discard(transaction.content);
+                }
+                self.source.mirrors.exclude();
+            }
+            UnitEnd::Discarded(_) => {
+                self.dismiss(u32::from(pending.observed));
+                self.discard(pending.content);
+                if let Some(transaction) = transaction.take() {
+                    self.dismiss(transaction.wanted);
                     self.discard(transaction.content);
                 }
                 self.source.mirrors.exclude();
@@ -230,7 +243,7 @@ impl Units {
         };
         transaction.commands += 1;
         transaction.class |= class_of(pending.command);
-        transaction.observed |= pending.observed;
+        transaction.wanted += u32::from(pending.observed);
         let bytes_max = self.source.bytes_max();
         let whole = &mut transaction.content;
         whole.oversize |= pending.content.oversize;
@@ -251,7 +264,7 @@ impl Units {
     }
 
     fn seal(&self, transaction: Transaction, frame: &Frame<'_>, over: Over) {
-        if transaction.observed {
+        if transaction.wanted > 0 {
             self.show(&transaction, frame, over);
         }
         let Transaction {
@@ -288,7 +301,7 @@ impl Units {
     /// A command that is no unit for the mirrors.
     fn show_one(&self, pending: Pending, frame: &Frame<'_>, over: Over) {
         let transaction = Transaction::of(pending);
-        if transaction.observed {
+        if transaction.wanted > 0 {
             self.show(&transaction, frame, over);
         }
         self.discard(transaction.content);
@@ -303,6 +316,8 @@ impl Units {
         observer.answered(&Answered {
             client: self.id,
             backend: over.backend,
+            stream: over.stream,
+            wanted: transaction.wanted,
             command: transaction.command,
             commands: transaction.commands,
             request: transaction
@@ -321,24 +336,56 @@ impl Units {
     }
 
     /// The connection is gone: what has no reply has no outcome and is no unit.
-    pub fn abandon(&self, pending: Pending) {
-        if pending.observed
-            && let Some(observer) = &self.source.observer
-        {
-            let empty = Payload::default();
-            let request = pending
-                .content
-                .draft
-                .as_ref()
-                .map_or(&empty, |draft| &draft.payload);
-            observer.lost(pending.command, request);
-        }
+    pub fn abandon(&self, pending: Pending, db: u32) {
+        self.lose(&pending.content, db, u32::from(pending.observed));
         self.abandon_content(pending.content);
     }
 
-    /// The same for a transaction that was not executed.
-    pub fn abandon_transaction(&self, transaction: Transaction) {
+    /// The same for a transaction of which nobody knows whether it was executed.
+    pub fn abandon_transaction(&self, transaction: Transaction, db: u32) {
+        self.lose(&transaction.content, db, transaction.wanted);
         self.abandon_content(transaction.content);
+    }
+
+    /// A request that gets no reply.
+    pub fn silent(
+        &self,
+        request: &Request<'_>,
+        content: Content,
+        rest: Option<Bytes<'_>>,
+        db: u32,
+    ) {
+        let mut content = content;
+        let command = command::lookup_request(request);
+        let observer = self.source.observer.as_ref();
+        if observer.is_some_and(|observer| observer.wants(command, request, db)) {
+            if let Some(rest) = rest {
+                self.keep(&mut content, rest);
+            }
+            self.lose(&content, db, 1);
+        }
+        self.discard(content);
+    }
+
+    fn lose(&self, content: &Content, db: u32, wanted: u32) {
+        if wanted > 0
+            && let Some(observer) = &self.source.observer
+        {
+            let empty = Payload::default();
+            let request = content
+                .draft
+                .as_ref()
+                .map_or(&empty, |draft| &draft.payload);
+            observer.lost(request, db, wanted);
+        }
+    }
+
+    fn dismiss(&self, wanted: u32) {
+        if wanted > 0
+            && let Some(observer) = &self.source.observer
+        {
+            observer.dismissed(wanted);
+        }
     }
 
     fn abandon_content(&self, content: Content) {
@@ -365,7 +412,7 @@ impl Transaction {
     fn of(pending: Pending) -> Transaction {
         Transaction {
             exposed: pending.exposed,
-            observed: pending.observed,
+            wanted: u32::from(pending.observed),
             class: class_of(pending.command),
             command: pending.command,
             content: pending.content,
