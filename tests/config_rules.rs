@@ -119,6 +119,8 @@ fn the_defaults_are_those_of_the_documentation() {
         (g.client_idle_timeout, g.drain_timeout),
         (None, Duration::from_secs(30))
     );
+    assert_eq!(g.client_login_timeout, Duration::from_secs(60));
+    assert_eq!((g.max_connections, g.max_connections_per_address), (0, 0));
     assert_eq!(g.divergence_log, None);
     let r = &config.ring;
     assert_eq!((r.entries, r.slabs, r.slab_size), (4096, 2048, 16 << 10));
@@ -367,6 +369,22 @@ fn numbers_are_numbers_and_in_range() {
     general_refused("pace = 1", "pace", "where a string is expected");
     general_refused("control = \"9191\"", "control", "no port");
     general_refused("port = 70000", "port", "is not between");
+}
+
+#[test]
+fn a_cap_for_one_address_fits_into_the_cap_for_all() {
+    let text = "[general]\nmax_connections = 10\nmax_connections_per_address = 11\n";
+    refused(
+        &format!("{text}{BASE}"),
+        "max_connections_per_address = 11",
+        "general.max_connections_per_address",
+        "caps nothing",
+    );
+    general_refused("max_connections = -1", "max_connections", "-1");
+    let config = good(&format!(
+        "[general]\nmax_connections_per_address = 11\n{BASE}"
+    ));
+    assert_eq!(config.general.max_connections_per_address, 11);
 }
 
 #[test]
@@ -758,8 +776,9 @@ fn auth_methods_are_for_terminated_logins_and_md5_needs_passwords() {
         "databases.auth_method",
         "where the primary checks clients",
     );
-    refused(
+    refused_with(
         &with("auth = \"terminate\"\nauth_method = \"kerberos\""),
+        &format!("{USERS}[[users]]\nname = \"a\"\ndatabase = \"prod\"\npassword = \"x\"\n"),
         "auth_method",
         "databases.auth_method",
         "kerberos",
@@ -907,6 +926,29 @@ fn listener_tls_needs_both_files() {
             .tls
             .is_some()
     );
+}
+
+#[test]
+fn what_makes_tls_stricter_needs_the_tls_that_it_is_about() {
+    let listener = |rest: &str| format!("[[listeners]]\naddress = \"0.0.0.0:1\"\n{rest}\n{BASE}");
+    refused(
+        &listener("tls_required = true"),
+        "tls_required",
+        "listeners.tls_required",
+        "needs tls",
+    );
+    let files = "cert = \"Cargo.toml\", key = \"Cargo.toml\"";
+    refused(
+        &listener(&format!(
+            "tls = {{ {files}, client_cert_required = false }}"
+        )),
+        "tls =",
+        "listeners.tls.client_cert_required",
+        "no effect without client_ca",
+    );
+    let text = listener(&format!("tls_required = true\ntls = {{ {files} }}"));
+    let tls = good(&text).listeners[0].tls.clone().unwrap();
+    assert!(tls.required && tls.client_cert_required);
 }
 
 #[test]

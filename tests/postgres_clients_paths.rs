@@ -37,14 +37,7 @@ fn every_version_of_protocol_3_is_answered_as_the_server_answers_it() {
         client.send(&versioned(version, &parameters));
         show(&client.until_ready())
     };
-    for version in [
-        3 << 16,
-        3 << 16 | 1,
-        3 << 16 | 2,
-        3 << 16 | 9999,
-        2 << 16,
-        4 << 16,
-    ] {
+    for version in [3 << 16, 3 << 16 | 1, 3 << 16 | 2, 3 << 16 | 9999] {
         for more in [&[][..], &[("_pq_.wishes", "1")]] {
             let direct = login(front.server.address(), version, more);
             let proxied = login(front.proxy.address(), version, more);
@@ -133,24 +126,22 @@ fn pg_basebackup_and_pg_receivewal_stream_through_a_replication_connection() {
         TIMEOUT,
     );
     assert!(backup.join("PG_VERSION").exists() && backup.join("base").exists());
-    let end = front
-        .server
-        .sql(SHOP, "SELECT pg_switch_wal(); SELECT pg_current_wal_lsn()")
-        .unwrap();
-    let end = end.lines().last().unwrap().to_owned();
+    // It begins where the server is now and ends a segment later.
+    let end = "SELECT pg_current_wal_lsn() + 20000000";
+    let end = front.server.sql(SHOP, end).unwrap();
     let wal = target.path().join("wal");
     std::fs::create_dir(&wal).unwrap();
-    front
-        .server
-        .sql(SHOP, "CREATE TABLE w AS SELECT 1; SELECT pg_switch_wal()")
-        .unwrap();
-    run_ok(
-        tool("pg_receivewal")
-            .args(["-n", "--endpos", &end, "-D"])
-            .arg(&wal),
-        b"",
-        TIMEOUT,
-    );
+    let mut receive = tool("pg_receivewal");
+    receive.args(["-n", "--endpos", &end, "-D"]).arg(&wal);
+    let receiving = std::thread::spawn(move || run_ok(&mut receive, b"", TIMEOUT));
+    let written = eventually(TIMEOUT, || {
+        let fill = "CREATE TABLE IF NOT EXISTS w (t text); INSERT INTO w SELECT 'x'; \
+                    SELECT pg_switch_wal()";
+        front.server.sql(SHOP, fill).unwrap();
+        receiving.is_finished().then_some(())
+    });
+    assert!(written.is_some());
+    receiving.join().unwrap();
     assert!(std::fs::read_dir(&wal).unwrap().count() > 0);
 }
 
@@ -215,7 +206,11 @@ fn databases_are_chosen_by_name_and_a_mirror_is_one_of_them() {
     ]));
     let answer = client.until_ready();
     assert_eq!(sqlstate(&answer).as_deref(), Some("3D000"));
-    assert!(show(&answer).contains("database \"nowhere\" does not exist"));
+    let text = String::from_utf8_lossy(&answer[0]).into_owned();
+    assert!(
+        text.contains("database \"nowhere\" does not exist"),
+        "{text}"
+    );
 }
 
 #[test]

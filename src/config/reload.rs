@@ -68,6 +68,9 @@ const LIVE_GENERAL: &[&str] = &[
     "connect_timeout",
     "query_wait_timeout",
     "client_idle_timeout",
+    "client_login_timeout",
+    "max_connections",
+    "max_connections_per_address",
     "drain_timeout",
 ];
 

@@ -1,15 +1,17 @@
 //! What a core serves: its sources with their mirrors, made from the config and kept across reloads.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::admission::{Admission, Place};
 use super::mirrors::{Mirror, MirrorGroup};
 use super::tls::{self, TlsStore};
 use super::{Context, postgres, redis};
 use crate::config::{Config, Database, Protocol};
+use crate::limits::{REFUSAL_TIME, REFUSALS_MAX};
 use crate::metrics;
 use crate::mirror::unit::{Outcome, UnitPool};
 use crate::ring::{Listener, Queue, Socket};
@@ -25,6 +27,8 @@ pub struct Shared {
     pub admin: postgres::AdminDoor,
     /// Looked at once per connection.
     pub tls: Arc<TlsStore>,
+    /// Locked at accept and at the end of a connection.
+    pub admission: Arc<Admission>,
 }
 
 /// The sources of one core.
@@ -38,7 +42,10 @@ pub struct Services {
     redis: RefCell<HashMap<usize, redis::SharedSource>>,
     postgres_mirrors: RefCell<Vec<Rc<Mirror<postgres::PostgresOutcome>>>>,
     redis_mirrors: RefCell<Vec<Rc<Mirror<redis::RedisOutcome>>>>,
+    duals: RefCell<Vec<Rc<redis::dual::Dual>>>,
     listeners: RefCell<Vec<Weak<Listener>>>,
+    /// Clients that are being told that there is no room.
+    refusing: Rc<Cell<usize>>,
 }
 
 impl Services {
@@ -52,24 +59,39 @@ impl Services {
             redis: RefCell::default(),
             postgres_mirrors: RefCell::default(),
             redis_mirrors: RefCell::default(),
+            duals: RefCell::default(),
             listeners: RefCell::default(),
+            refusing: Rc::default(),
         };
         services.reconfigure(config);
         services
     }
 
     /// Serves an accepted connection in a task of its own.
-    pub fn serve(self: &Rc<Self>, listener: usize, socket: Socket) {
+    pub fn serve(self: &Rc<Self>, index: usize, socket: Socket) {
         let config = self.context.config.borrow().clone();
-        let Some(listener) = config.listeners.get(listener) else {
+        let Some(listener) = config.listeners.get(index) else {
             return;
         };
         let database = listener.database;
         let protocol = metric_protocol(listener.protocol);
         let counters = self.context.metrics.clone();
         counters.listener(protocol).accepted.add(1);
+        let general = &config.general;
+        let Some(place) = (self.shared.admission).enter(index, socket.peer(), general) else {
+            counters.listener(protocol).refused.add(1);
+            counters.listener(protocol).closed.add(1);
+            return self.refuse(listener.protocol, socket);
+        };
+        if let Some(timeout) = general.client_idle_timeout {
+            socket.lose_after(timeout);
+        }
         counters.listener(protocol).active.add(1);
-        let open = Open { counters, protocol };
+        let open = Open {
+            counters,
+            protocol,
+            _place: place,
+        };
         let tls = match &listener.tls {
             None => None,
             Some(tls) => match self.context.tls.server(tls, listener.protocol) {
@@ -103,6 +125,28 @@ impl Services {
         }
     }
 
+    /// Tells a client in its protocol that there is no room, unless too many are being told already.
+    fn refuse(self: &Rc<Self>, protocol: Protocol, socket: Socket) {
+        if self.refusing.get() >= REFUSALS_MAX {
+            return;
+        }
+        self.refusing.set(self.refusing.get() + 1);
+        let done = Refusing(self.refusing.clone());
+        let services = self.clone();
+        self.context.queues.spawn(Queue::Serve, async move {
+            let context = &services.context;
+            match protocol {
+                Protocol::Redis => socket.write(b"-ERR max number of clients reached\r\n"),
+                Protocol::Postgres => postgres::refuse(context, &services.shared, &socket).await,
+            }
+            // Closing with bytes unread would reset the connection, and the client would not see why.
+            socket.shutdown_write();
+            let rest = async { while let Ok(Some(_)) = socket.recv().await {} };
+            let _ = context.ring.timeout(REFUSAL_TIME, rest).await;
+            drop(done);
+        });
+    }
+
     /// The Postgres source of this database.
     pub fn postgres(&self, database: usize) -> Option<postgres::SharedSource> {
         self.postgres.borrow().get(&database).cloned()
@@ -132,6 +176,7 @@ impl Services {
             },
         );
         *self.postgres.borrow_mut() = postgres;
+        let duals = self.remake_duals(config);
         let groups =
             |source: &redis::SharedSource| (source.database.name.clone(), source.mirrors.clone());
         let groups = self.redis.borrow().values().map(groups).collect();
@@ -142,14 +187,41 @@ impl Services {
             redis::start_workers,
             |index, mirrors, metrics| {
                 let database = config.databases[index].clone();
-                Rc::new(redis::Source {
-                    database,
-                    mirrors,
-                    metrics,
-                })
+                let dual = duals.iter().find(|dual| dual.source == database.name);
+                let observer = dual.map(|dual| dual.clone() as Rc<dyn redis::observe::Observer>);
+                Rc::new(redis::Source::new(database, mirrors, metrics, observer))
             },
         );
         *self.redis.borrow_mut() = redis;
+    }
+
+    /// Dual writes between the same databases go on with what is new; others are retired.
+    fn remake_duals(&self, config: &Config) -> Vec<Rc<redis::dual::Dual>> {
+        let before = std::mem::take(&mut *self.duals.borrow_mut());
+        let duals: Vec<_> = config
+            .dual_write
+            .iter()
+            .map(|options| {
+                if let Some(kept) = before.iter().find(|dual| dual.fits(config, options)) {
+                    kept.reconfigure(options);
+                    return kept.clone();
+                }
+                let metrics = self.context.registry.mirror(
+                    self.context.core,
+                    &config.databases[options.primary].name,
+                    &config.databases[options.secondary].name,
+                    metrics::Protocol::Redis,
+                );
+                redis::dual::Dual::start(&self.context, config, options, metrics)
+            })
+            .collect();
+        for dual in before {
+            if !duals.iter().any(|kept| Rc::ptr_eq(kept, &dual)) {
+                dual.retire();
+            }
+        }
+        *self.duals.borrow_mut() = duals.clone();
+        duals
     }
 
     /// Makes the sources of one protocol. The mirrors of a source that was here change under its open sessions; mirrors
@@ -256,6 +328,7 @@ impl Services {
             .borrow()
             .values()
             .for_each(|source| source.mirrors.refresh());
+        self.duals.borrow().iter().for_each(|dual| dual.refresh());
     }
 
     /// Drops units that have waited longer than a mirror may take for one.
@@ -267,6 +340,12 @@ impl Services {
         }
         for mirror in self.redis_mirrors.borrow().iter() {
             expire(mirror, now_ns, timeout_ns);
+        }
+        for source in self.redis.borrow().values() {
+            source.lanes.sweep(now_ns);
+        }
+        for dual in self.duals.borrow().iter() {
+            dual.expire(now_ns);
         }
     }
 
@@ -280,6 +359,9 @@ impl Services {
         }
         matching(&self.postgres_mirrors.borrow(), source, destination);
         matching(&self.redis_mirrors.borrow(), source, destination);
+        for dual in self.duals.borrow().iter() {
+            dual.reconnect(source, destination);
+        }
     }
 
     /// Whether every unit that was offered to a mirror has ended.
@@ -293,6 +375,7 @@ impl Services {
                 .borrow()
                 .iter()
                 .all(|mirror| mirror.is_settled())
+            && self.duals.borrow().iter().all(|dual| dual.is_settled())
     }
 
     /// Ends all mirrors: what waits is dropped, what is on its way is lost.
@@ -305,6 +388,7 @@ impl Services {
             .borrow()
             .iter()
             .for_each(|mirror| mirror.retire());
+        self.duals.borrow().iter().for_each(|dual| dual.retire());
     }
 
     /// Notes a listener, so that a drain can close it.
@@ -348,6 +432,16 @@ fn metric_protocol(protocol: Protocol) -> metrics::Protocol {
 struct Open {
     counters: Arc<metrics::CoreMetrics>,
     protocol: metrics::Protocol,
+    _place: Place,
+}
+
+/// Counts the end of a refusal.
+struct Refusing(Rc<Cell<usize>>);
+
+impl Drop for Refusing {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 impl Drop for Open {

@@ -59,9 +59,9 @@ enum Before {
 }
 
 /// Whether the call that `lexer` is about to read ends with `true)`.
-fn is_local(mut lexer: Lexer<'_>) -> bool {
+fn is_local(lexer: Lexer<'_>) -> bool {
     let (mut depth, mut last) = (0_u32, None);
-    while let Some(token) = lexer.next() {
+    for token in lexer {
         match token {
             Token::Op(b'(') => depth += 1,
             Token::Op(b')') if depth <= 1 => {

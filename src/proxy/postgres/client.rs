@@ -17,7 +17,7 @@ use super::outcome::{Identity, PostgresOutcome};
 use super::pooled;
 use super::terminate::{self, Refused};
 use super::{SharedSource, Source};
-use crate::config::{Auth, PoolMode, Protocol};
+use crate::config::{Auth, Config, PoolMode, Protocol};
 use crate::limits::SOCKET_SEND_BYTES;
 use crate::metrics;
 use crate::mirror::unit::ClientId;
@@ -121,7 +121,7 @@ async fn relayed(
     let primary = match context.connect(&source.database).await {
         Ok(primary) => primary,
         Err(error) => {
-            tracing::warn!(database = source.database.name, %error, "the primary cannot be reached");
+            context.primary_unreachable(&source.database.name, &error);
             let text = "the primary cannot be reached";
             client.write(&encode_error(Severity::Fatal, "08006", text));
             return Err(Refused::Io(error));
@@ -168,11 +168,25 @@ fn choose(
         None => {
             let name = std::str::from_utf8(hello.startup.database()).ok()?;
             let config = context.config.borrow();
-            let found = config.database_index(name)?;
+            let found = config.database_index(name).or_else(|| {
+                hello
+                    .is_physical_replication()
+                    .then(|| only_source(&config))?
+            })?;
             (config.databases[found].protocol == Protocol::Postgres).then_some(found)?
         }
     };
     services.postgres(index)
+}
+
+/// The database whose server a physical replication client can only mean: such a client asks for no database (libpq writes
+/// `replication` in its place).
+fn only_source(config: &Config) -> Option<usize> {
+    let mut sources = (0..config.databases.len()).filter(|index| {
+        let is_mirror = config.mirroring.iter().any(|m| m.destination == *index);
+        config.databases[*index].protocol == Protocol::Postgres && !is_mirror
+    });
+    sources.next().filter(|_| sources.next().is_none())
 }
 
 /// The client's own packet, unless the database has another name on the server. (No name: whatever the client asks for.)
@@ -424,12 +438,17 @@ impl PgSession {
     }
 
     fn end_if_idle(&self) {
-        if !self.tracker.borrow().idle() && self.followed.get() {
-            return;
+        if context::Session::is_quiet(self) {
+            self.end(
+                "57P01",
+                "terminating connection due to administrator command",
+            );
         }
+    }
+
+    fn end(&self, sqlstate: &str, message: &str) {
         if let Some(client) = self.client.upgrade() {
-            let message = "terminating connection due to administrator command";
-            client.write(&encode_error(Severity::Fatal, "57P01", message));
+            client.write(&encode_error(Severity::Fatal, sqlstate, message));
         }
         context::Session::stop(self);
     }
@@ -460,6 +479,26 @@ impl context::Session for PgSession {
     fn drain(&self) {
         self.draining.set(true);
         self.end_if_idle();
+    }
+
+    fn client(&self) -> Option<Socket> {
+        self.client.upgrade()
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.tracker.borrow().idle() || !self.followed.get()
+    }
+
+    fn listens(&self) -> bool {
+        // LISTEN is not followed; PostgreSQL's own idle_session_timeout ends such a session too.
+        false
+    }
+
+    fn end_idle(&self) {
+        self.end(
+            "57P05",
+            "terminating connection due to idle-session timeout",
+        );
     }
 
     fn stop(&self) {

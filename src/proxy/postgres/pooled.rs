@@ -143,12 +143,18 @@ struct Gate {
 impl Gate {
     fn end_if_idle(&self) {
         if self.draining.get() && self.idle.get() {
-            if let Some(client) = self.client.upgrade() {
-                let message = "terminating connection due to administrator command";
-                client.write(&encode_error(Severity::Fatal, "57P01", message));
-            }
-            context::Session::stop(self);
+            self.end(
+                "57P01",
+                "terminating connection due to administrator command",
+            );
         }
+    }
+
+    fn end(&self, code: &str, message: &str) {
+        if let Some(client) = self.client.upgrade() {
+            client.write(&encode_error(Severity::Fatal, code, message));
+        }
+        context::Session::stop(self);
     }
 }
 
@@ -164,6 +170,26 @@ impl context::Session for Gate {
     fn drain(&self) {
         self.draining.set(true);
         self.end_if_idle();
+    }
+
+    fn client(&self) -> Option<Socket> {
+        self.client.upgrade()
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.idle.get()
+    }
+
+    fn listens(&self) -> bool {
+        // As where a client has a connection of its own.
+        false
+    }
+
+    fn end_idle(&self) {
+        self.end(
+            "57P05",
+            "terminating connection due to idle-session timeout",
+        );
     }
 
     fn stop(&self) {

@@ -15,7 +15,7 @@ use futures_lite::future::poll_once;
 use super::cancel::CancelTarget;
 use super::terminate::{self, OpenError};
 use super::{SharedSource, Source};
-use crate::limits::{POOL_RESET_TIMEOUT, POSTGRES_STARTUP_TIMEOUT};
+use crate::limits::{POOL_RESET_TIMEOUT, POSTGRES_AUTH_TIMEOUT};
 use crate::protocol::postgres::framer::MessageFramer;
 use crate::protocol::postgres::login::{Login, LoginParams};
 use crate::protocol::postgres::rename::ServerStatements;
@@ -67,6 +67,10 @@ struct Waiter {
     notify: Notify,
 }
 
+#[allow(
+    clippy::large_enum_variant,
+    reason = "moved twice per transaction at most, never stored in numbers"
+)]
 enum Grant {
     Server(Server),
     /// A connection may be opened.
@@ -393,7 +397,7 @@ impl Server {
         let timed_out = |_| PoolError::Io(io::ErrorKind::TimedOut.into());
         context
             .ring
-            .timeout(POSTGRES_STARTUP_TIMEOUT, aimed)
+            .timeout(POSTGRES_AUTH_TIMEOUT, aimed)
             .await
             .map_err(timed_out)?;
         let mut statements = Vec::new();
