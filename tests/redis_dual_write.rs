@@ -64,7 +64,10 @@ impl Pair {
             (digests.0 == digests.1).then_some(())
         });
         if same.is_none() {
-            panic!("{digests:?}\n{}", difference(&self.primary, &self.secondary));
+            panic!(
+                "{digests:?}\n{}",
+                difference(&self.primary, &self.secondary)
+            );
         }
     }
 
@@ -98,7 +101,8 @@ fn difference(primary: &RedisServer, secondary: &RedisServer) -> String {
     for number in 0..10 {
         for kind in ["s", "n", "l", "set", "z", "x", "h", "e", "m"] {
             let key = format!("{kind}:{number}");
-            let values = [&mut ours, &mut theirs].map(|client| client.call(&["DEBUG", "DIGEST-VALUE", &key]));
+            let values = [&mut ours, &mut theirs]
+                .map(|client| client.call(&["DEBUG", "DIGEST-VALUE", &key]));
             if values[0] != values[1] {
                 let dumps = [&mut ours, &mut theirs].map(|client| {
                     let read: &[&str] = match kind {
@@ -109,7 +113,10 @@ fn difference(primary: &RedisServer, secondary: &RedisServer) -> String {
                         "h" => &["HGETALL", &key],
                         _ => &["GET", &key],
                     };
-                    (clip(&client.call(read)), clip(&client.call(&["PTTL", &key])))
+                    (
+                        clip(&client.call(read)),
+                        clip(&client.call(&["PTTL", &key])),
+                    )
                 });
                 out += &format!("\n{key}: {dumps:?}");
             }
@@ -137,9 +144,13 @@ fn step(client: &mut RespClient, rng: &mut fastrand::Rng) {
         6 => call(client, &["SPOP", &key("set")]),
         7 => call(client, &["PEXPIRE", &key("e"), "100000"]),
         8 => call(client, &["SET", &key("e"), &value, "PX", "200000"]),
-        9 => call(client, &["XADD", &key("x"), "MAXLEN", "50", "*", "f", &value]),
+        9 => call(
+            client,
+            &["XADD", &key("x"), "MAXLEN", "50", "*", "f", &value],
+        ),
         10 => {
-            let script = "redis.call('HINCRBY', KEYS[1], ARGV[1], 1) return redis.call('HLEN', KEYS[1])";
+            let script =
+                "redis.call('HINCRBY', KEYS[1], ARGV[1], 1) return redis.call('HLEN', KEYS[1])";
             call(client, &["EVAL", script, "1", &key("h"), &value[..2]]);
         }
         11 => {
@@ -189,7 +200,12 @@ fn thirty_two_clients_on_the_same_ten_keys_leave_both_servers_identical() {
     pair.same_data();
     let divergences = pair.metric("parhelion_divergences_total", &[]);
     let transient = pair.metric("parhelion_divergences_total", &["transient"]);
-    assert_eq!(divergences - transient, 0.0, "{:?}", pair.proxy.real().log());
+    assert_eq!(
+        divergences - transient,
+        0.0,
+        "{:?}",
+        pair.proxy.real().log()
+    );
     let (mut ours, mut theirs) = (
         RespClient::connect(pair.primary.address()),
         RespClient::connect(pair.secondary.address()),
@@ -197,7 +213,10 @@ fn thirty_two_clients_on_the_same_ten_keys_leave_both_servers_identical() {
     for number in 0..10 {
         let ttl = |client: &mut RespClient| {
             let reply = client.call(&["PEXPIRETIME", &format!("e:{number}")]);
-            String::from_utf8_lossy(&reply[1..]).trim().parse::<i64>().unwrap()
+            String::from_utf8_lossy(&reply[1..])
+                .trim()
+                .parse::<i64>()
+                .unwrap()
         };
         let (ours, theirs) = (ttl(&mut ours), ttl(&mut theirs));
         assert!((ours - theirs).abs() < 1000, "{ours} {theirs}");
@@ -282,19 +301,26 @@ fn set_mode(pair: &mut Pair, mode: &str) {
     let control = pair.proxy.real().control();
     let name = source_name(pair);
     let url = format!("http://{control}/api/dual_write/{name}/mode");
-    let answer = ureq::post(&url).send_json(serde_json::json!({ "mode": mode })).unwrap();
+    let answer = ureq::post(&url)
+        .send_json(serde_json::json!({ "mode": mode }))
+        .unwrap();
     assert!(answer.status().is_success());
 }
 
 fn source_name(pair: &mut Pair) -> String {
-    let config: serde_json::Value = serde_json::from_str(&pair.proxy.real().get("/api/config").unwrap()).unwrap();
-    config["dual_write"][0]["primary"].as_str().unwrap().to_owned()
+    let config: serde_json::Value =
+        serde_json::from_str(&pair.proxy.real().get("/api/config").unwrap()).unwrap();
+    config["dual_write"][0]["primary"]
+        .as_str()
+        .unwrap()
+        .to_owned()
 }
 
 #[test]
 fn reads_that_race_writers_report_nothing_when_the_secondary_is_right() {
     let mut pair = Pair::new("dual-write-shadow");
-    let reads: usize = std::env::var("PARHELION_DUAL_READS").map_or(100_000, |text| text.parse().unwrap());
+    let reads: usize =
+        std::env::var("PARHELION_DUAL_READS").map_or(100_000, |text| text.parse().unwrap());
     let address = pair.proxy.address();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -315,7 +341,8 @@ fn reads_that_race_writers_report_nothing_when_the_secondary_is_right() {
                     let mut rng = fastrand::Rng::with_seed(seed);
                     let mut client = RespClient::connect(address);
                     for _ in 0..reads / 4 / 50 {
-                        let keys: Vec<_> = (0..50).map(|_| format!("k:{}", rng.u8(0..10))).collect();
+                        let keys: Vec<_> =
+                            (0..50).map(|_| format!("k:{}", rng.u8(0..10))).collect();
                         let pipeline: Vec<u8> = keys
                             .iter()
                             .flat_map(|key| support::resp::encode(&["GET", key]))
@@ -326,7 +353,9 @@ fn reads_that_race_writers_report_nothing_when_the_secondary_is_right() {
                 })
             })
             .collect();
-        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        readers
+            .into_iter()
+            .for_each(|reader| reader.join().unwrap());
         done.store(true, Ordering::Relaxed);
     });
     pair.same_data();
@@ -334,5 +363,8 @@ fn reads_that_race_writers_report_nothing_when_the_secondary_is_right() {
     let all = pair.metric("parhelion_divergences_total", &[]);
     let transient = pair.metric("parhelion_divergences_total", &["transient"]);
     assert_eq!(all - transient, 0.0);
-    assert!(compared > reads as f64 / 2.0, "{compared} of {reads} compared");
+    assert!(
+        compared > reads as f64 / 2.0,
+        "{compared} of {reads} compared"
+    );
 }
