@@ -21,7 +21,7 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
                     .map(|entry| entry.unwrap().path()),
             );
         } else if path.extension().is_some_and(|end| end == "rs")
-            && !path.file_stem().is_some_and(|stem| stem == "tests")
+            && path.file_stem().is_none_or(|stem| stem != "tests")
         {
             let text = fs::read_to_string(&path).unwrap();
             found.push((path, code_of(&text)));

@@ -474,7 +474,7 @@ fn two_thousand_connections_a_second_half_of_them_silent_disturb_nobody_for_long
             }
             count += 1;
             let mut stream = TcpStream::connect(address).unwrap();
-            if count % 2 == 0 {
+            if count.is_multiple_of(2) {
                 stream.write_all(&encode(&["PING"])).unwrap();
             } else {
                 silent.push(stream);

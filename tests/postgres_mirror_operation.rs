@@ -263,7 +263,7 @@ fn several_mirrors_hold_the_bytes_once() {
         ok(&mut client, &format!("SELECT length('{pad}')"));
     }
     // A core publishes what it holds ten times a second.
-    let used = parhelion::testing::wait::eventually(std::time::Duration::from_secs(5), || {
+    let used = eventually(Duration::from_secs(5), || {
         let text = pair.proxy.get("/api/status").unwrap();
         let status: serde_json::Value = serde_json::from_str(&text).unwrap();
         let used = status["totals"]["mirror_memory_used"].as_u64().unwrap();
