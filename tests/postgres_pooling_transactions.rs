@@ -367,3 +367,47 @@ fn a_thousand_cancels_hit_only_their_own_query() {
     request.send(&wire::cancel(key.0, &[0; 4]));
     assert_eq!(sqlstate(&canceller.until_ready()), None);
 }
+
+#[test]
+fn a_mirror_gets_from_shared_connections_what_it_gets_from_own_ones() {
+    let mut options = FrontOptions::pooled(2);
+    options.server.databases.push("twin".into());
+    options.more =
+        "[[databases]]\nname = \"twin_db\"\ndatabase_name = \"twin\"\nhost = \"127.0.0.1\"\n\
+                    port = {port}\nuser = \"postgres\"\n\
+                    [[mirroring]]\nsource_db = \"shop\"\ndestination_db = \"twin_db\"\n"
+            .into();
+    let front = Front::start(options);
+    let table = "CREATE TABLE m (who int, n int, zone text)";
+    front.server.sql(SHOP, table).unwrap();
+    front.server.sql("twin", table).unwrap();
+    let mut clients: Vec<PgClient> = (0..5).map(|_| front.client()).collect();
+    for (who, client) in clients.iter_mut().enumerate() {
+        ok(client, &format!("SET timezone = 'Etc/GMT-{who}'"));
+        let sql = format!("INSERT INTO m VALUES ({who}, $1, current_setting('timezone'))");
+        prepared(client, &[wire::parse("add", &sql, &[23])]);
+    }
+    for n in 0..20_usize {
+        let text = n.to_string();
+        for client in &mut clients {
+            let bind = wire::bind("", "add", 0, &[Some(text.as_bytes())], 0);
+            let answer = prepared(client, &[bind, wire::execute("", 0)]);
+            assert_eq!(sqlstate(&answer), None, "{}", show(&answer));
+        }
+        ok(&mut clients[n % 5], "BEGIN");
+        ok(&mut clients[n % 5], "UPDATE m SET n = n + 0");
+        ok(&mut clients[n % 5], "ROLLBACK");
+    }
+    let rows = "SELECT md5(string_agg(m::text, ';' ORDER BY who, n)) || count(*) FROM m";
+    let wanted = front.server.sql(SHOP, rows).unwrap();
+    assert!(wanted.ends_with("100"), "{wanted}");
+    let mut last = String::new();
+    let same = eventually(TIMEOUT, || {
+        last = front.server.sql("twin", rows).unwrap();
+        (last == wanted).then_some(())
+    });
+    assert!(same.is_some(), "{last}, not {wanted}");
+    let mirrors = front.proxy.get("/api/mirrors").unwrap();
+    let mirrors: serde_json::Value = serde_json::from_str(&mirrors).unwrap();
+    assert_eq!(mirrors["mirrors"][0]["errors_total"], 0, "{mirrors:#}");
+}

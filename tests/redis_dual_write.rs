@@ -49,10 +49,6 @@ impl Pair {
         }
     }
 
-    fn client(&self) -> RespClient {
-        RespClient::connect(self.proxy.address())
-    }
-
     /// Waits until both servers hold the same data.
     fn same_data(&self) {
         let mut digests = (String::new(), String::new());
@@ -198,8 +194,8 @@ fn thirty_two_clients_on_the_same_ten_keys_leave_both_servers_identical() {
     let mut pair = Pair::new("dual-write-shadow");
     mix(pair.proxy.address(), 300);
     pair.same_data();
-    let divergences = pair.metric("parhelion_divergences_total", &[]);
-    let transient = pair.metric("parhelion_divergences_total", &["transient"]);
+    let divergences = pair.metric("parhelion_mirror_divergences_total", &[]);
+    let transient = pair.metric("parhelion_mirror_divergences_total", &["transient"]);
     assert_eq!(
         divergences - transient,
         0.0,
@@ -359,9 +355,9 @@ fn reads_that_race_writers_report_nothing_when_the_secondary_is_right() {
         done.store(true, Ordering::Relaxed);
     });
     pair.same_data();
-    let compared = pair.metric("parhelion_compared_total", &[]);
-    let all = pair.metric("parhelion_divergences_total", &[]);
-    let transient = pair.metric("parhelion_divergences_total", &["transient"]);
+    let compared = pair.metric("parhelion_mirror_compared_total", &[]);
+    let all = pair.metric("parhelion_mirror_divergences_total", &[]);
+    let transient = pair.metric("parhelion_mirror_divergences_total", &["transient"]);
     assert_eq!(all - transient, 0.0);
     assert!(
         compared > reads as f64 / 2.0,

@@ -136,6 +136,10 @@ pub struct DualBounds {
 pub struct DualQueue {
     waiting: VecDeque<Box<Item>>,
     flying: VecDeque<Flight>,
+    #[allow(
+        clippy::vec_box,
+        reason = "the boxes move between the queue and here, items do not"
+    )]
     spare: Vec<Box<Item>>,
     bounds: DualBounds,
     bytes: usize,

@@ -467,7 +467,7 @@ mod tests {
         assert_eq!(negotiation(0, b"user\0a\0\0"), None);
         assert_eq!(negotiation(2, b"user\0a\0\0"), None);
         assert_eq!(
-            negotiation(9999, b"user\0a\0_pq_.x\01\0\0").unwrap(),
+            negotiation(9999, b"user\0a\0_pq_.x\x001\0\0").unwrap(),
             b"v\0\0\0\x13\0\x03\0\x02\0\0\0\x01_pq_.x\0"
         );
     }
