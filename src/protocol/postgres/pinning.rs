@@ -2,7 +2,7 @@
 //! shared, the client that runs one keeps its connection.
 //!
 //! Temporary tables, session-level advisory locks, LISTEN, cursors WITH HOLD, LOAD, and `set_config` for the session. Read from
-//! the text alone: what a function does inside is not seen.
+//! the text alone: what a function does inside is not seen. Beside them: what undoes such things.
 
 use super::lexer::{Lexer, Token};
 
@@ -75,6 +75,55 @@ fn is_local(lexer: Lexer<'_>) -> bool {
     false
 }
 
+/// What RESET or DISCARD ALL returns to what it was.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// Everything.
+    All,
+    /// The setting of this name.
+    One(Vec<u8>),
+}
+
+impl Reset {
+    /// What this text resets, if it begins with such a statement.
+    pub fn of(sql: &[u8]) -> Option<Reset> {
+        let mut words = Lexer::new(sql);
+        let first = words.next()?;
+        let second = words.next()?;
+        match second {
+            _ if !first.is("reset") && !first.is("discard") => None,
+            _ if second.is("all") => Some(Reset::All),
+            Token::Word(name) if first.is("reset") => Some(match second.is("time") {
+                true => Reset::One(b"TimeZone".to_vec()),
+                false => Reset::One(name.to_vec()),
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// Whether the text is DISCARD ALL, DEALLOCATE ALL or DEALLOCATE PREPARE ALL. (A single DEALLOCATE cannot find a statement
+/// that was prepared by the protocol: it has another name on the server.)
+pub fn clears_all(sql: &[u8]) -> bool {
+    let mut words = Lexer::new(sql);
+    let first = words.next();
+    if !first.is_some_and(|word| word.is("discard") || word.is("deallocate")) {
+        return false;
+    }
+    let last = match words.next() {
+        Some(word) if word.is("prepare") => words.next(),
+        other => other,
+    };
+    last.is_some_and(|word| word.is("all"))
+}
+
+/// Whether the text's first word is this keyword.
+pub fn begins_with(sql: &[u8], keyword: &str) -> bool {
+    Lexer::new(sql)
+        .next()
+        .is_some_and(|token| token.is(keyword))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,5 +168,23 @@ mod tests {
         ] {
             assert!(!pins(sql.as_bytes()), "{sql}");
         }
+    }
+
+    #[test]
+    fn resets_and_clearings_are_told_from_their_likes() {
+        assert_eq!(Reset::of(b"RESET ALL"), Some(Reset::All));
+        assert_eq!(Reset::of(b"discard all"), Some(Reset::All));
+        assert_eq!(
+            Reset::of(b"RESET work_mem"),
+            Some(Reset::One(b"work_mem".to_vec()))
+        );
+        assert_eq!(
+            Reset::of(b"RESET TIME ZONE"),
+            Some(Reset::One(b"TimeZone".to_vec()))
+        );
+        assert_eq!(Reset::of(b"DISCARD PLANS"), None);
+        assert_eq!(Reset::of(b"SELECT all"), None);
+        assert!(clears_all(b"DEALLOCATE PREPARE ALL") && clears_all(b"DISCARD ALL"));
+        assert!(!clears_all(b"DEALLOCATE a") && !clears_all(b"DISCARD PLANS"));
     }
 }

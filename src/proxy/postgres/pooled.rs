@@ -29,8 +29,7 @@ use crate::limits::SOCKET_SEND_BYTES;
 use crate::metrics;
 use crate::mirror::unit::ClientId;
 use crate::protocol::postgres::framer::MessageFramer;
-use crate::protocol::postgres::lexer::{Lexer, Token};
-use crate::protocol::postgres::pinning;
+use crate::protocol::postgres::pinning::{self, Reset, begins_with, clears_all};
 use crate::protocol::postgres::rename::{Part, Renamer, Reply, Step};
 use crate::protocol::postgres::sql;
 use crate::protocol::postgres::startup::{Severity, encode_error, push_message};
@@ -762,49 +761,4 @@ impl Drop for Pooled {
         self.context.unregister(self.id);
         self.source.metrics.active_clients.sub(1);
     }
-}
-
-/// What RESET or DISCARD ALL returns to what it was.
-enum Reset {
-    All,
-    One(Vec<u8>),
-}
-
-impl Reset {
-    fn of(sql: &[u8]) -> Option<Reset> {
-        let mut words = Lexer::new(sql);
-        let first = words.next()?;
-        let second = words.next()?;
-        match second {
-            _ if !first.is("reset") && !first.is("discard") => None,
-            _ if second.is("all") => Some(Reset::All),
-            Token::Word(name) if first.is("reset") => Some(match second.is("time") {
-                true => Reset::One(b"TimeZone".to_vec()),
-                false => Reset::One(name.to_vec()),
-            }),
-            _ => None,
-        }
-    }
-}
-
-/// Whether the text is DISCARD ALL, DEALLOCATE ALL or DEALLOCATE PREPARE ALL. (A single DEALLOCATE cannot find a statement
-/// that was prepared by the protocol: it has another name on the server.)
-fn clears_all(sql: &[u8]) -> bool {
-    let mut words = Lexer::new(sql);
-    let first = words.next();
-    if !first.is_some_and(|word| word.is("discard") || word.is("deallocate")) {
-        return false;
-    }
-    let last = match words.next() {
-        Some(word) if word.is("prepare") => words.next(),
-        other => other,
-    };
-    last.is_some_and(|word| word.is("all"))
-}
-
-/// Whether the text's first word is this keyword.
-fn begins_with(sql: &[u8], keyword: &str) -> bool {
-    Lexer::new(sql)
-        .next()
-        .is_some_and(|token| token.is(keyword))
 }
