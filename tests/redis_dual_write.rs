@@ -5,10 +5,12 @@
 
 mod support;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use parhelion::protocol::resp::ReplyFramer;
 use parhelion::testing::servers::{RedisOptions, RedisServer};
 use parhelion::testing::wait::eventually;
 use support::proxy::{Proxy, ProxyOptions};
@@ -34,10 +36,15 @@ struct Pair {
 
 impl Pair {
     fn new(mode: &str) -> Pair {
+        Pair::through(mode, |secondary| secondary)
+    }
+
+    /// `way` says where the proxy finds the secondary.
+    fn through(mode: &str, way: impl FnOnce(SocketAddr) -> SocketAddr) -> Pair {
         let (primary, secondary) = (server(), server());
         let options = ProxyOptions::new("redis", primary.address()).args(&[
             "--secondary",
-            &secondary.address().to_string(),
+            &way(secondary.address()).to_string(),
             "--mode",
             mode,
         ]);
@@ -64,13 +71,17 @@ impl Pair {
             (digests.0 == digests.1).then_some(())
         });
         if same.is_none() {
-            panic!("{digests:?}\n{}", difference(&self.primary, &self.secondary));
+            panic!(
+                "{digests:?}\n{}",
+                difference(&self.primary, &self.secondary)
+            );
         }
     }
 
     /// The sum of all samples of a metric whose line contains every word.
     fn metric(&mut self, name: &str, words: &[&str]) -> f64 {
         let text = self.proxy.real().get("/metrics").unwrap();
+        assert!(text.contains(&format!("\n{name}{{")), "there is no {name}");
         text.lines()
             .filter(|line| {
                 let end = line.find(['{', ' ']).unwrap_or(line.len());
@@ -98,7 +109,8 @@ fn difference(primary: &RedisServer, secondary: &RedisServer) -> String {
     for number in 0..10 {
         for kind in ["s", "n", "l", "set", "z", "x", "h", "e", "m"] {
             let key = format!("{kind}:{number}");
-            let values = [&mut ours, &mut theirs].map(|client| client.call(&["DEBUG", "DIGEST-VALUE", &key]));
+            let values = [&mut ours, &mut theirs]
+                .map(|client| client.call(&["DEBUG", "DIGEST-VALUE", &key]));
             if values[0] != values[1] {
                 let dumps = [&mut ours, &mut theirs].map(|client| {
                     let read: &[&str] = match kind {
@@ -109,7 +121,10 @@ fn difference(primary: &RedisServer, secondary: &RedisServer) -> String {
                         "h" => &["HGETALL", &key],
                         _ => &["GET", &key],
                     };
-                    (clip(&client.call(read)), clip(&client.call(&["PTTL", &key])))
+                    (
+                        clip(&client.call(read)),
+                        clip(&client.call(&["PTTL", &key])),
+                    )
                 });
                 out += &format!("\n{key}: {dumps:?}");
             }
@@ -137,9 +152,13 @@ fn step(client: &mut RespClient, rng: &mut fastrand::Rng) {
         6 => call(client, &["SPOP", &key("set")]),
         7 => call(client, &["PEXPIRE", &key("e"), "100000"]),
         8 => call(client, &["SET", &key("e"), &value, "PX", "200000"]),
-        9 => call(client, &["XADD", &key("x"), "MAXLEN", "50", "*", "f", &value]),
+        9 => call(
+            client,
+            &["XADD", &key("x"), "MAXLEN", "50", "*", "f", &value],
+        ),
         10 => {
-            let script = "redis.call('HINCRBY', KEYS[1], ARGV[1], 1) return redis.call('HLEN', KEYS[1])";
+            let script =
+                "redis.call('HINCRBY', KEYS[1], ARGV[1], 1) return redis.call('HLEN', KEYS[1])";
             call(client, &["EVAL", script, "1", &key("h"), &value[..2]]);
         }
         11 => {
@@ -187,9 +206,14 @@ fn thirty_two_clients_on_the_same_ten_keys_leave_both_servers_identical() {
     let mut pair = Pair::new("dual-write-shadow");
     mix(pair.proxy.address(), 300);
     pair.same_data();
-    let divergences = pair.metric("parhelion_divergences_total", &[]);
-    let transient = pair.metric("parhelion_divergences_total", &["transient"]);
-    assert_eq!(divergences - transient, 0.0, "{:?}", pair.proxy.real().log());
+    let divergences = pair.metric("parhelion_mirror_divergences_total", &[]);
+    let transient = pair.metric("parhelion_mirror_divergences_total", &["transient"]);
+    assert_eq!(
+        divergences - transient,
+        0.0,
+        "{:?}",
+        pair.proxy.real().log()
+    );
     let (mut ours, mut theirs) = (
         RespClient::connect(pair.primary.address()),
         RespClient::connect(pair.secondary.address()),
@@ -197,7 +221,10 @@ fn thirty_two_clients_on_the_same_ten_keys_leave_both_servers_identical() {
     for number in 0..10 {
         let ttl = |client: &mut RespClient| {
             let reply = client.call(&["PEXPIRETIME", &format!("e:{number}")]);
-            String::from_utf8_lossy(&reply[1..]).trim().parse::<i64>().unwrap()
+            String::from_utf8_lossy(&reply[1..])
+                .trim()
+                .parse::<i64>()
+                .unwrap()
         };
         let (ours, theirs) = (ttl(&mut ours), ttl(&mut theirs));
         assert!((ours - theirs).abs() < 1000, "{ours} {theirs}");
@@ -282,19 +309,26 @@ fn set_mode(pair: &mut Pair, mode: &str) {
     let control = pair.proxy.real().control();
     let name = source_name(pair);
     let url = format!("http://{control}/api/dual_write/{name}/mode");
-    let answer = ureq::post(&url).send_json(serde_json::json!({ "mode": mode })).unwrap();
+    let answer = ureq::post(&url)
+        .send_json(serde_json::json!({ "mode": mode }))
+        .unwrap();
     assert!(answer.status().is_success());
 }
 
 fn source_name(pair: &mut Pair) -> String {
-    let config: serde_json::Value = serde_json::from_str(&pair.proxy.real().get("/api/config").unwrap()).unwrap();
-    config["dual_write"][0]["primary"].as_str().unwrap().to_owned()
+    let config: serde_json::Value =
+        serde_json::from_str(&pair.proxy.real().get("/api/config").unwrap()).unwrap();
+    config["dual_write"][0]["primary"]
+        .as_str()
+        .unwrap()
+        .to_owned()
 }
 
 #[test]
 fn reads_that_race_writers_report_nothing_when_the_secondary_is_right() {
     let mut pair = Pair::new("dual-write-shadow");
-    let reads: usize = std::env::var("PARHELION_DUAL_READS").map_or(100_000, |text| text.parse().unwrap());
+    let reads: usize =
+        std::env::var("PARHELION_DUAL_READS").map_or(100_000, |text| text.parse().unwrap());
     let address = pair.proxy.address();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -315,7 +349,8 @@ fn reads_that_race_writers_report_nothing_when_the_secondary_is_right() {
                     let mut rng = fastrand::Rng::with_seed(seed);
                     let mut client = RespClient::connect(address);
                     for _ in 0..reads / 4 / 50 {
-                        let keys: Vec<_> = (0..50).map(|_| format!("k:{}", rng.u8(0..10))).collect();
+                        let keys: Vec<_> =
+                            (0..50).map(|_| format!("k:{}", rng.u8(0..10))).collect();
                         let pipeline: Vec<u8> = keys
                             .iter()
                             .flat_map(|key| support::resp::encode(&["GET", key]))
@@ -326,13 +361,222 @@ fn reads_that_race_writers_report_nothing_when_the_secondary_is_right() {
                 })
             })
             .collect();
-        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        readers
+            .into_iter()
+            .for_each(|reader| reader.join().unwrap());
         done.store(true, Ordering::Relaxed);
     });
     pair.same_data();
-    let compared = pair.metric("parhelion_compared_total", &[]);
-    let all = pair.metric("parhelion_divergences_total", &[]);
-    let transient = pair.metric("parhelion_divergences_total", &["transient"]);
+    let compared = pair.metric("parhelion_mirror_compared_total", &[]);
+    let all = pair.metric("parhelion_mirror_divergences_total", &[]);
+    let transient = pair.metric("parhelion_mirror_divergences_total", &["transient"]);
     assert_eq!(all - transient, 0.0);
-    assert!(compared > reads as f64 / 2.0, "{compared} of {reads} compared");
+    assert!(
+        compared > reads as f64 / 2.0,
+        "{compared} of {reads} compared"
+    );
+}
+
+/// A way to a server on which every `every`th bulk reply has its last byte changed.
+fn falsifier(server: SocketAddr, every: u64, falsified: Arc<AtomicU64>) -> SocketAddr {
+    use std::io::{Read, Write};
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let seen = Arc::new(AtomicU64::new(0));
+        for client in listener.incoming().flatten() {
+            let (falsified, seen) = (falsified.clone(), seen.clone());
+            let upstream = TcpStream::connect(server).unwrap();
+            let (mut from, mut to) = (client.try_clone().unwrap(), upstream.try_clone().unwrap());
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut from, &mut to);
+                let _ = to.shutdown(std::net::Shutdown::Both);
+            });
+            std::thread::spawn(move || {
+                let (mut upstream, mut client) = (upstream, client);
+                let mut framer = ReplyFramer::new(u64::MAX);
+                let mut buffer = vec![0; 64 * 1024];
+                while let Ok(length @ 1..) = upstream.read(&mut buffer) {
+                    let mut at = 0;
+                    while at < length {
+                        let advance = framer.advance(&buffer[at..length]).unwrap();
+                        at += advance.consumed;
+                        // Values of these tests are short and numeric, INFO is neither.
+                        let value = framer.kind() == Some(b'$') && advance.consumed < 40;
+                        if advance.done
+                            && value
+                            && (seen.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(every)
+                        {
+                            buffer[at - 3] ^= 1;
+                            falsified.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                    if client.write_all(&buffer[..length]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Reads every key once, in pipelines.
+fn read_all(client: &mut RespClient, keys: usize) {
+    for first in (0..keys).step_by(50) {
+        let pipeline: Vec<u8> = (first..first + 50)
+            .flat_map(|number| support::resp::encode(&["GET", &format!("k:{number}")]))
+            .collect();
+        client.send(&pipeline);
+        client.replies(50);
+    }
+}
+
+fn fill(client: &mut RespClient, keys: usize) {
+    for first in (0..keys).step_by(50) {
+        let pipeline: Vec<u8> = (first..first + 50)
+            .flat_map(|number| {
+                support::resp::encode(&["SET", &format!("k:{number}"), &format!("value:{number}")])
+            })
+            .collect();
+        client.send(&pipeline);
+        client.replies(50);
+    }
+}
+
+#[test]
+fn every_reply_that_the_secondary_falsifies_is_noticed() {
+    let falsified = Arc::new(AtomicU64::new(0));
+    let counter = falsified.clone();
+    let mut pair = Pair::through("dual-write-shadow", |secondary| {
+        falsifier(secondary, 10_000, counter)
+    });
+    let mut client = pair.client();
+    fill(&mut client, 1000);
+    for _ in 0..100 {
+        read_all(&mut client, 1000);
+    }
+    let settled = eventually(PATIENCE, || {
+        let found = pair.metric("parhelion_mirror_divergences_total", &[]);
+        (found > 0.0 && found == falsified.load(Ordering::Relaxed) as f64).then_some(())
+    });
+    let found = pair.metric("parhelion_mirror_divergences_total", &[]);
+    assert!(
+        settled.is_some(),
+        "{found} of {} found",
+        falsified.load(Ordering::Relaxed)
+    );
+}
+
+#[test]
+fn a_value_that_stays_wrong_is_reported_as_what_it_is() {
+    let mut pair = Pair::new("dual-write-shadow");
+    let mut client = pair.client();
+    fill(&mut client, 100);
+    pair.same_data();
+    let mut behind = RespClient::connect(pair.secondary.address());
+    behind.call(&["SET", "k:1", "wrong"]);
+    behind.call(&["DEL", "k:2"]);
+    behind.call(&["SET", "k:500", "extra"]);
+    read_all(&mut client, 100);
+    client.call(&["GET", "k:500"]);
+    for kind in ["data_mismatch", "migration_gap", "extra_data"] {
+        let label = format!("\"{kind}\"");
+        let found = eventually(PATIENCE, || {
+            (pair.metric("parhelion_mirror_divergences_total", &[&label]) == 1.0).then_some(())
+        });
+        assert!(found.is_some(), "{kind}");
+    }
+}
+
+#[test]
+fn a_dead_secondary_neither_delays_nor_fails_a_client_and_gets_everything_when_it_returns() {
+    let mut pair = Pair::new("dual-write-shadow");
+    let mut client = pair.client();
+    fill(&mut client, 100);
+    pair.same_data();
+    pair.secondary.kill9().unwrap();
+    fill(&mut client, 1000);
+    read_all(&mut client, 1000);
+    assert_eq!(client.call(&["DEL", "k:7"]), b":1\r\n");
+    pair.secondary.restart().unwrap();
+    pair.same_data();
+}
+
+#[test]
+fn a_script_that_the_secondary_has_never_seen_is_told_to_it() {
+    let pair = Pair::new("dual-write");
+    let mut client = pair.client();
+    let mut other = pair.client();
+    let script = "return redis.call('INCR', KEYS[1])";
+    let reply = other.call(&["SCRIPT", "LOAD", script]);
+    let sha = String::from_utf8(reply[5..45].to_vec()).unwrap();
+    assert_eq!(client.call(&["EVALSHA", &sha, "1", "n"]), b":1\r\n");
+    pair.same_data();
+    RespClient::connect(pair.secondary.address()).call(&["SCRIPT", "FLUSH"]);
+    assert_eq!(client.call(&["EVALSHA", &sha, "1", "n"]), b":2\r\n");
+    pair.same_data();
+}
+
+#[test]
+fn a_transaction_that_was_not_executed_is_not_replayed() {
+    let pair = Pair::new("dual-write");
+    let (mut client, mut other) = (pair.client(), pair.client());
+    client.call(&["SET", "a", "1"]);
+    client.call(&["WATCH", "a"]);
+    client.call(&["MULTI"]);
+    client.call(&["SET", "b", "1"]);
+    other.call(&["SET", "a", "2"]);
+    assert_eq!(client.call(&["EXEC"]), b"*-1\r\n");
+    client.call(&["MULTI"]);
+    client.call(&["SET", "c", "1"]);
+    client.call(&["DISCARD"]);
+    client.call(&["MULTI"]);
+    client.call(&["SADD", "s", "x", "y", "z"]);
+    client.call(&["SPOP", "s", "2"]);
+    client.call(&["SELECT", "3"]);
+    client.call(&["SET", "d", "1"]);
+    client.call(&["EXEC"]);
+    client.call(&["SET", "e", "1"]);
+    pair.same_data();
+    let mut behind = RespClient::connect(pair.secondary.address());
+    assert_eq!(behind.call(&["EXISTS", "b", "c"]), b":0\r\n");
+    behind.call(&["SELECT", "3"]);
+    assert_eq!(behind.call(&["EXISTS", "d", "e"]), b":2\r\n");
+}
+
+#[test]
+fn messages_are_matched_between_both_subscriptions_sharded_ones_too() {
+    let mut pair = Pair::new("dual-write-shadow");
+    let mut subscriber = pair.client();
+    subscriber.call(&["SUBSCRIBE", "news"]);
+    subscriber.call(&["SSUBSCRIBE", "shard"]);
+    subscriber.call(&["PSUBSCRIBE", "p*"]);
+    let mut behind = RespClient::connect(pair.secondary.address());
+    let shadowed = eventually(PATIENCE, || {
+        (behind.call(&["PUBSUB", "NUMPAT"]) == b":1\r\n").then_some(())
+    });
+    assert!(shadowed.is_some(), "no shadow subscription");
+    // Behind the window in which the two subscriptions may differ for good reason.
+    std::thread::sleep(Duration::from_millis(2500));
+    let mut client = pair.client();
+    for number in 0..20 {
+        let text = number.to_string();
+        client.call(&["PUBLISH", "news", &text]);
+        client.call(&["SPUBLISH", "shard", &text]);
+        client.call(&["PUBLISH", "pat", &text]);
+    }
+    subscriber.replies(60);
+    RespClient::connect(pair.primary.address()).call(&["PUBLISH", "news", "lost"]);
+    behind.call(&["PUBLISH", "pat", "invented"]);
+    let kinds = ["\"data_mismatch\"", "\"extra_data\""];
+    let found = eventually(PATIENCE, || {
+        let counts = kinds.map(|kind| pair.metric("parhelion_mirror_divergences_total", &[kind]));
+        (counts == [1.0, 1.0]).then_some(())
+    });
+    assert!(
+        found.is_some(),
+        "{}",
+        pair.proxy.real().get("/api/divergences").unwrap()
+    );
 }
