@@ -13,7 +13,7 @@ pub const SOCKET_RECEIVE_CHUNKS: usize = 32;
 
 /// Bytes waiting to leave through one socket above which its producer pauses. With what the kernel has in its
 /// own buffers this keeps a gigabit path full; a client that never reads holds this much and no more.
-pub const SOCKET_SEND_BYTES: usize = 256 * 1024;
+pub const SOCKET_SEND_BYTES: usize = 128 * 1024;
 
 /// How long a closed socket may take to hand its last bytes to the kernel.
 pub const LINGER: Duration = Duration::from_secs(5);
@@ -266,7 +266,7 @@ pub const REDIS_HEAVY_REPLIES: u32 = 32;
 
 /// Replies of a client that may be outstanding on a lane at first; one more with every small reply, half with every
 /// large one. What a client that does not read may make us hold is this times the reply's size.
-pub const REDIS_WINDOW_FIRST: usize = 64;
+pub const REDIS_WINDOW_FIRST: usize = 1;
 
 /// The most: a deep pipeline fills a 10 ms round trip at 100,000 commands a second.
 pub const REDIS_WINDOW_MAX: usize = 1024;

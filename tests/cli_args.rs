@@ -1,6 +1,5 @@
 //! The command line: what the arguments mean, what is refused, and with which exit code.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-#![allow(clippy::unwrap_used)] // helpers of tests
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

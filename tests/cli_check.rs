@@ -1,5 +1,4 @@
 //! `parhelion check` against real servers, dead ones, silent ones and strangers.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(clippy::unwrap_used)] // helpers of tests
 
 use std::io::{Read, Write};

@@ -271,7 +271,11 @@ fn a_postgres_mirror_killed_in_transactions_has_whole_ones_only() {
 #[test]
 fn a_redis_primary_that_dies_in_a_reply_is_seen_to_die_and_asked_nothing_twice() {
     let request = encode(&["GET", "k"]);
+    // A lane asks first whether the primary wants a login.
+    let asked = encode(&["PING"]);
     let primary = ScriptedPeer::start(vec![vec![
+        Step::Expect(asked.clone()),
+        Step::Send(b"+PONG\r\n".to_vec()),
         Step::Expect(request.clone()),
         Step::Send(b"$100\r\nthe first bytes".to_vec()),
         Step::Hold(Duration::from_millis(200)),
@@ -282,7 +286,10 @@ fn a_redis_primary_that_dies_in_a_reply_is_seen_to_die_and_asked_nothing_twice()
     let mut client = RespClient::connect(proxy.address());
     client.send(&request);
     assert_eq!(client.rest().unwrap(), b"$100\r\nthe first bytes");
-    assert_eq!(primary.outcome(PATIENCE).unwrap(), request);
+    assert_eq!(
+        primary.outcome(PATIENCE).unwrap(),
+        [asked, request].concat()
+    );
     // There is no second script: a retry would have found a closed door and shown in the refusals.
     assert_eq!(status(proxy.control())["totals"]["accepted"], 1);
 }

@@ -330,7 +330,11 @@ fn show(words: &mut Words) -> Result<Statement, AdminError> {
         });
     };
     let mut filter = DivergenceFilter::default();
-    while matches!(show, Show::Divergences) {
+    let filtered = matches!(show, Show::Divergences);
+    loop {
+        if !filtered {
+            break;
+        }
         match words.peek_keyword().as_deref() {
             Some("for") => {
                 words.next();

@@ -29,6 +29,12 @@ pub struct Shared {
     pub admission: Arc<Admission>,
 }
 
+/// The mirrors of one protocol.
+type Mirrors<O> = Vec<Rc<Mirror<O>>>;
+
+/// The mirror groups that open sessions hold, by source.
+type Groups<O> = HashMap<String, Rc<MirrorGroup<O>>>;
+
 /// The sources of one core.
 pub struct Services {
     /// Shared with the other cores.
@@ -227,10 +233,7 @@ impl Services {
         &self,
         config: &Config,
         protocol: Protocol,
-        (known, groups): (
-            &RefCell<Vec<Rc<Mirror<O>>>>,
-            HashMap<String, Rc<MirrorGroup<O>>>,
-        ),
+        (known, groups): (&RefCell<Mirrors<O>>, Groups<O>),
         start: impl Fn(&Rc<Context>, Rc<Mirror<O>>),
         source: impl Fn(usize, Rc<MirrorGroup<O>>, Arc<metrics::SourceMetrics>) -> T,
     ) -> HashMap<usize, T> {

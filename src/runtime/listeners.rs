@@ -165,14 +165,21 @@ address = "127.0.0.1:5"
 [[databases]]
 name = "a"
 protocol = "redis"
+host = "127.0.0.1"
+port = 7001
 [[databases]]
 name = "b"
 protocol = "redis"
+host = "127.0.0.1"
+port = 7002
 [[databases]]
 name = "c"
 protocol = "redis"
+host = "127.0.0.1"
+port = 7003
 [[databases]]
 name = "p"
+host = "127.0.0.1"
 "#;
         let cpus = [4, 5, 6];
         let input = crate::config::Input {

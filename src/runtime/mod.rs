@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::config::Config;
+use crate::config::{Auth, Config, PoolMode};
 use crate::control::admin_sql::Answer;
 use crate::metrics::Registry;
 use crate::proxy::context::{Event, SessionInfo};
@@ -38,6 +38,20 @@ pub enum StartError {
     /// The kernel or the limits of this process do not allow it.
     #[error("{0}")]
     Machine(String),
+    /// The config asks for something that this version does not do.
+    #[error(
+        "databases[{database}].{key} = \"{value}\" is not available in this version: {way_out}"
+    )]
+    NotAvailable {
+        /// The database's name.
+        database: String,
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: &'static str,
+        /// What to write instead.
+        way_out: &'static str,
+    },
     /// A listener could not be bound.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -131,6 +145,7 @@ impl CoreSender {
 /// See [`StartError`]; nothing keeps running then.
 pub fn start(config: &Arc<Config>, registry: &Arc<Registry>) -> Result<Cores, StartError> {
     let cpus = config.general.cores.resolve(&available_cpus());
+    check_available(config)?;
     probes::check()?;
     let bound = listeners::bind(config, &cpus)?;
     let (tell, events) = crossbeam_channel::bounded(EVENTS_MAX);
@@ -175,6 +190,27 @@ pub fn start(config: &Arc<Config>, registry: &Arc<Registry>) -> Result<Cores, St
         shared,
         tls,
     })
+}
+
+/// Refuses what would otherwise silently not happen.
+fn check_available(config: &Config) -> Result<(), StartError> {
+    for database in &config.databases {
+        let refuse = |key, value, way_out| {
+            Err(StartError::NotAvailable {
+                database: database.name.clone(),
+                key,
+                value,
+                way_out,
+            })
+        };
+        if database.pool_mode == PoolMode::Transaction {
+            return refuse("pool_mode", "transaction", "use pool_mode = \"session\"");
+        }
+        if database.auth == Auth::Terminate {
+            return refuse("auth", "terminate", "use auth = \"relay\"");
+        }
+    }
+    Ok(())
 }
 
 impl Cores {

@@ -225,7 +225,7 @@ pub fn is_foreign_format(reply: &[u8]) -> bool {
 }
 
 /// The names in a SCAN reply, and the next cursor; `None` if it is none.
-pub fn scanned<'a>(reply: &'a [u8]) -> Option<(&'a [u8], impl Iterator<Item = &'a [u8]>)> {
+pub fn scanned(reply: &[u8]) -> Option<(&[u8], impl Iterator<Item = &[u8]>)> {
     let mut parts = Reply::parse(reply).elements();
     let cursor = parts.next()?.text()?;
     let names = parts.next()?;
