@@ -19,7 +19,7 @@ use parhelion::protocol::resp::Request;
 use parhelion::protocol::resp::effects::encode;
 
 const STREAMS: usize = 4;
-const KEYS: u8 = 5;
+const KEYS: u8 = 20;
 const ROOM: usize = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

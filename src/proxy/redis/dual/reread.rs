@@ -139,7 +139,7 @@ impl Rereads {
     /// A shadow read differed.
     pub fn suspect(&mut self, item: &Item, found: Found, metrics: &MirrorMetrics) {
         if self.open.len() >= REREADS_MAX {
-            // Too many at once to read again: told as found rather than kept quiet about.
+            // Nothing is told that was not read again; the ones that are tell enough.
             metrics.not_compared.add(1);
             return;
         }
