@@ -51,6 +51,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod demo;
+pub mod embed;
 pub mod limits;
 pub mod metrics;
 pub mod mirror;

@@ -5,10 +5,12 @@
 
 mod support;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use parhelion::protocol::resp::ReplyFramer;
 use parhelion::testing::servers::{RedisOptions, RedisServer};
 use parhelion::testing::wait::eventually;
 use support::proxy::{Proxy, ProxyOptions};
@@ -34,10 +36,15 @@ struct Pair {
 
 impl Pair {
     fn new(mode: &str) -> Pair {
+        Pair::through(mode, |secondary| secondary)
+    }
+
+    /// `way` says where the proxy finds the secondary.
+    fn through(mode: &str, way: impl FnOnce(SocketAddr) -> SocketAddr) -> Pair {
         let (primary, secondary) = (server(), server());
         let options = ProxyOptions::new("redis", primary.address()).args(&[
             "--secondary",
-            &secondary.address().to_string(),
+            &way(secondary.address()).to_string(),
             "--mode",
             mode,
         ]);
@@ -47,6 +54,10 @@ impl Pair {
             secondary,
             proxy,
         }
+    }
+
+    fn client(&self) -> RespClient {
+        RespClient::connect(self.proxy.address())
     }
 
     /// Waits until both servers hold the same data.
@@ -70,6 +81,7 @@ impl Pair {
     /// The sum of all samples of a metric whose line contains every word.
     fn metric(&mut self, name: &str, words: &[&str]) -> f64 {
         let text = self.proxy.real().get("/metrics").unwrap();
+        assert!(text.contains(&format!("\n{name}{{")), "there is no {name}");
         text.lines()
             .filter(|line| {
                 let end = line.find(['{', ' ']).unwrap_or(line.len());
@@ -372,5 +384,209 @@ fn reads_that_race_writers_report_nothing_when_the_secondary_is_right() {
     assert!(
         compared > reads as f64 / 2.0,
         "{compared} of {reads} compared"
+    );
+}
+
+/// A way to a server on which every `every`th bulk reply has its last byte changed.
+fn falsifier(server: SocketAddr, every: u64, falsified: Arc<AtomicU64>) -> SocketAddr {
+    use std::io::{Read, Write};
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let seen = Arc::new(AtomicU64::new(0));
+        for client in listener.incoming().flatten() {
+            let (falsified, seen) = (falsified.clone(), seen.clone());
+            let upstream = TcpStream::connect(server).unwrap();
+            let (mut from, mut to) = (client.try_clone().unwrap(), upstream.try_clone().unwrap());
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut from, &mut to);
+                let _ = to.shutdown(std::net::Shutdown::Both);
+            });
+            std::thread::spawn(move || {
+                let (mut upstream, mut client) = (upstream, client);
+                let mut framer = ReplyFramer::new(u64::MAX);
+                let mut buffer = vec![0; 64 * 1024];
+                while let Ok(length @ 1..) = upstream.read(&mut buffer) {
+                    let mut at = 0;
+                    while at < length {
+                        let advance = framer.advance(&buffer[at..length]).unwrap();
+                        at += advance.consumed;
+                        // Values of these tests are short and numeric, INFO is neither.
+                        let value = framer.kind() == Some(b'$') && advance.consumed < 40;
+                        if advance.done
+                            && value
+                            && (seen.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(every)
+                        {
+                            buffer[at - 3] ^= 1;
+                            falsified.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                    if client.write_all(&buffer[..length]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Reads every key once, in pipelines.
+fn read_all(client: &mut RespClient, keys: usize) {
+    for first in (0..keys).step_by(50) {
+        let pipeline: Vec<u8> = (first..first + 50)
+            .flat_map(|number| support::resp::encode(&["GET", &format!("k:{number}")]))
+            .collect();
+        client.send(&pipeline);
+        client.replies(50);
+    }
+}
+
+fn fill(client: &mut RespClient, keys: usize) {
+    for first in (0..keys).step_by(50) {
+        let pipeline: Vec<u8> = (first..first + 50)
+            .flat_map(|number| {
+                support::resp::encode(&["SET", &format!("k:{number}"), &format!("value:{number}")])
+            })
+            .collect();
+        client.send(&pipeline);
+        client.replies(50);
+    }
+}
+
+#[test]
+fn every_reply_that_the_secondary_falsifies_is_noticed() {
+    let falsified = Arc::new(AtomicU64::new(0));
+    let counter = falsified.clone();
+    let mut pair = Pair::through("dual-write-shadow", |secondary| {
+        falsifier(secondary, 10_000, counter)
+    });
+    let mut client = pair.client();
+    fill(&mut client, 1000);
+    for _ in 0..100 {
+        read_all(&mut client, 1000);
+    }
+    let settled = eventually(PATIENCE, || {
+        let found = pair.metric("parhelion_mirror_divergences_total", &[]);
+        (found > 0.0 && found == falsified.load(Ordering::Relaxed) as f64).then_some(())
+    });
+    let found = pair.metric("parhelion_mirror_divergences_total", &[]);
+    assert!(
+        settled.is_some(),
+        "{found} of {} found",
+        falsified.load(Ordering::Relaxed)
+    );
+}
+
+#[test]
+fn a_value_that_stays_wrong_is_reported_as_what_it_is() {
+    let mut pair = Pair::new("dual-write-shadow");
+    let mut client = pair.client();
+    fill(&mut client, 100);
+    pair.same_data();
+    let mut behind = RespClient::connect(pair.secondary.address());
+    behind.call(&["SET", "k:1", "wrong"]);
+    behind.call(&["DEL", "k:2"]);
+    behind.call(&["SET", "k:500", "extra"]);
+    read_all(&mut client, 100);
+    client.call(&["GET", "k:500"]);
+    for kind in ["data_mismatch", "migration_gap", "extra_data"] {
+        let label = format!("\"{kind}\"");
+        let found = eventually(PATIENCE, || {
+            (pair.metric("parhelion_mirror_divergences_total", &[&label]) == 1.0).then_some(())
+        });
+        assert!(found.is_some(), "{kind}");
+    }
+}
+
+#[test]
+fn a_dead_secondary_neither_delays_nor_fails_a_client_and_gets_everything_when_it_returns() {
+    let mut pair = Pair::new("dual-write-shadow");
+    let mut client = pair.client();
+    fill(&mut client, 100);
+    pair.same_data();
+    pair.secondary.kill9().unwrap();
+    fill(&mut client, 1000);
+    read_all(&mut client, 1000);
+    assert_eq!(client.call(&["DEL", "k:7"]), b":1\r\n");
+    pair.secondary.restart().unwrap();
+    pair.same_data();
+}
+
+#[test]
+fn a_script_that_the_secondary_has_never_seen_is_told_to_it() {
+    let pair = Pair::new("dual-write");
+    let mut client = pair.client();
+    let mut other = pair.client();
+    let script = "return redis.call('INCR', KEYS[1])";
+    let reply = other.call(&["SCRIPT", "LOAD", script]);
+    let sha = String::from_utf8(reply[5..45].to_vec()).unwrap();
+    assert_eq!(client.call(&["EVALSHA", &sha, "1", "n"]), b":1\r\n");
+    pair.same_data();
+    RespClient::connect(pair.secondary.address()).call(&["SCRIPT", "FLUSH"]);
+    assert_eq!(client.call(&["EVALSHA", &sha, "1", "n"]), b":2\r\n");
+    pair.same_data();
+}
+
+#[test]
+fn a_transaction_that_was_not_executed_is_not_replayed() {
+    let pair = Pair::new("dual-write");
+    let (mut client, mut other) = (pair.client(), pair.client());
+    client.call(&["SET", "a", "1"]);
+    client.call(&["WATCH", "a"]);
+    client.call(&["MULTI"]);
+    client.call(&["SET", "b", "1"]);
+    other.call(&["SET", "a", "2"]);
+    assert_eq!(client.call(&["EXEC"]), b"*-1\r\n");
+    client.call(&["MULTI"]);
+    client.call(&["SET", "c", "1"]);
+    client.call(&["DISCARD"]);
+    client.call(&["MULTI"]);
+    client.call(&["SADD", "s", "x", "y", "z"]);
+    client.call(&["SPOP", "s", "2"]);
+    client.call(&["SELECT", "3"]);
+    client.call(&["SET", "d", "1"]);
+    client.call(&["EXEC"]);
+    client.call(&["SET", "e", "1"]);
+    pair.same_data();
+    let mut behind = RespClient::connect(pair.secondary.address());
+    assert_eq!(behind.call(&["EXISTS", "b", "c"]), b":0\r\n");
+    behind.call(&["SELECT", "3"]);
+    assert_eq!(behind.call(&["EXISTS", "d", "e"]), b":2\r\n");
+}
+
+#[test]
+fn messages_are_matched_between_both_subscriptions_sharded_ones_too() {
+    let mut pair = Pair::new("dual-write-shadow");
+    let mut subscriber = pair.client();
+    subscriber.call(&["SUBSCRIBE", "news"]);
+    subscriber.call(&["SSUBSCRIBE", "shard"]);
+    subscriber.call(&["PSUBSCRIBE", "p*"]);
+    let mut behind = RespClient::connect(pair.secondary.address());
+    let shadowed = eventually(PATIENCE, || {
+        (behind.call(&["PUBSUB", "NUMPAT"]) == b":1\r\n").then_some(())
+    });
+    assert!(shadowed.is_some(), "no shadow subscription");
+    // Behind the window in which the two subscriptions may differ for good reason.
+    std::thread::sleep(Duration::from_millis(2500));
+    let mut client = pair.client();
+    for number in 0..20 {
+        let text = number.to_string();
+        client.call(&["PUBLISH", "news", &text]);
+        client.call(&["SPUBLISH", "shard", &text]);
+        client.call(&["PUBLISH", "pat", &text]);
+    }
+    subscriber.replies(60);
+    RespClient::connect(pair.primary.address()).call(&["PUBLISH", "news", "lost"]);
+    behind.call(&["PUBLISH", "pat", "invented"]);
+    let kinds = ["\"data_mismatch\"", "\"extra_data\""];
+    let found = eventually(PATIENCE, || {
+        let counts = kinds.map(|kind| pair.metric("parhelion_mirror_divergences_total", &[kind]));
+        (counts == [1.0, 1.0]).then_some(())
+    });
+    assert!(
+        found.is_some(),
+        "{}",
+        pair.proxy.real().get("/api/divergences").unwrap()
     );
 }

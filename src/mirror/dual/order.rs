@@ -21,6 +21,8 @@ struct Answers {
     stream: Stream,
     answered_ns: u64,
     others_ns: u64,
+    /// When two overlapping writes were noticed last.
+    doubted_ns: u64,
 }
 
 impl Answers {
@@ -71,9 +73,18 @@ impl Order {
             .other_than(stream)
             .max(self.everything.other_than(stream));
         answers.note(stream, answered_ns);
+        let unknown = other_ns >= arrived_ns && other_ns > 0 || arrived_ns < self.horizon_ns;
+        if unknown {
+            answers.doubted_ns = answered_ns;
+        }
         self.current.insert(key, answers);
         self.any.note(stream, answered_ns);
-        other_ns >= arrived_ns && other_ns > 0 || arrived_ns < self.horizon_ns
+        unknown
+    }
+
+    /// Whether overlapping writes of the key were noticed at `since_ns` or later.
+    pub fn doubted_since(&self, key: u64, since_ns: u64) -> bool {
+        self.recall(key).doubted_ns >= since_ns || since_ns < self.horizon_ns
     }
 
     /// The same for what touches every key. True if any write of another stream overlaps.

@@ -32,6 +32,8 @@ pub struct Unmatched {
     pub channel: Vec<u8>,
     /// The beginning of the payload.
     pub payload: Vec<u8>,
+    /// When it was seen.
+    pub since_ns: u64,
 }
 
 #[derive(Debug)]
@@ -111,7 +113,10 @@ impl Matcher {
             }
             waiting.since.pop_front();
             self.pending -= 1;
-            let shown = waiting.shown.clone();
+            let shown = Unmatched {
+                since_ns: since,
+                ..waiting.shown.clone()
+            };
             if waiting.since.is_empty() {
                 self.waiting.remove(&digest);
             }
@@ -188,6 +193,7 @@ impl<'a> Message<'a> {
             pattern: shown(self.pattern),
             channel: shown(self.channel),
             payload: shown(self.payload.text().unwrap_or_default()),
+            since_ns: 0,
         }
     }
 }

@@ -3,13 +3,14 @@
 //! Every item ends exactly once, and what was not applied for certain taints its keys. Items are kept for reuse, so
 //! that the steady state allocates nothing.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
 use super::keys::{self, Scope};
-use super::taint::TaintSet;
+use super::taint::{HashIsHash, TaintSet};
 use crate::limits::{DUAL_KEPT_BYTES, DUAL_SPARE_ITEMS_MAX};
 use crate::mirror::ledger::{DropReason, Fate, Ledger};
 use crate::mirror::unit::ClientId;
@@ -144,6 +145,8 @@ pub struct DualQueue {
     bounds: DualBounds,
     bytes: usize,
     ledger: Arc<Ledger>,
+    /// Copies that are queued or on their way, by key.
+    repairing: HashMap<u64, u32, BuildHasherDefault<HashIsHash>>,
     /// What the secondary may hold wrongly.
     pub taint: TaintSet,
 }
@@ -158,6 +161,7 @@ impl DualQueue {
             bounds,
             bytes: 0,
             ledger,
+            repairing: HashMap::default(),
             taint: TaintSet::default(),
         }
     }
@@ -196,10 +200,13 @@ impl DualQueue {
             DropReason::QueueFull
         } else {
             self.bytes += bytes;
+            if let Kind::Repair(key) = item.kind {
+                *self.repairing.entry(key).or_default() += 1;
+            }
             self.waiting.push_back(item);
             return Ok(());
         };
-        self.end(item, Fate::Dropped(reason));
+        self.finish(item, Fate::Dropped(reason));
         Err(reason)
     }
 
@@ -268,11 +275,18 @@ impl DualQueue {
         self.flying.pop_front().map(|flight| flight.item)
     }
 
+    /// Whether a comparison of this key says nothing: it is tainted, or its copy has not arrived. What is in front of
+    /// the copy was queued when the key was in doubt.
+    pub fn in_doubt(&self, key: u64) -> bool {
+        self.taint.contains(key) || self.repairing.contains_key(&key)
+    }
+
     /// Ends an item that [`DualQueue::replied`] gave. A write that the secondary `failed` taints its keys.
     pub fn delivered(&mut self, item: Box<Item>, failed: bool) {
         if item.kind.is_booked() {
             self.ledger.settle(Fate::Delivered);
         }
+        self.forget_copy(item.kind);
         if failed && item.kind.writes() {
             self.taint_unit(&item.request, item.db);
         }
@@ -329,7 +343,24 @@ impl DualQueue {
         }
     }
 
+    /// A copy that was queued is over.
+    fn forget_copy(&mut self, kind: Kind) {
+        if let Kind::Repair(key) = kind
+            && let Some(count) = self.repairing.get_mut(&key)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.repairing.remove(&key);
+            }
+        }
+    }
+
     fn end(&mut self, item: Box<Item>, fate: Fate) {
+        self.forget_copy(item.kind);
+        self.finish(item, fate);
+    }
+
+    fn finish(&mut self, item: Box<Item>, fate: Fate) {
         if item.kind.is_booked() {
             self.ledger.settle(fate);
         }

@@ -4,6 +4,8 @@
 //! Called from the core's own tasks, between two frames: an implementation must not wait, and must not call back into
 //! the session.
 
+use std::rc::Rc;
+
 use crate::mirror::payload::Payload;
 use crate::mirror::unit::ClientId;
 use crate::protocol::resp::Request;
@@ -74,6 +76,15 @@ pub trait Observer {
 
     /// No answer comes to so many wanted commands: whether they were applied is unknown.
     fn lost(&self, request: &Payload<Chunk>, db: u32, wanted: u32);
+
+    /// A client sends a command that changes its subscriptions, outside a transaction.
+    fn subscribes(self: Rc<Self>, client: ClientId, command: &[u8]);
+
+    /// A client was sent what is no reply: perhaps a message.
+    fn pushed(&self, client: ClientId, frame: &[u8]);
+
+    /// A client has left, or has become a fresh one.
+    fn left(&self, client: ClientId);
 
     /// Clients that nothing ties wait with their next command, at [`Observer::gate`].
     fn held(&self) -> bool;

@@ -15,7 +15,7 @@ use super::session::Session;
 use super::units::{Bytes, Content, Over, Pending, Transaction};
 use crate::limits::{REDIS_COMPARE_BYTES, REDIS_NAME_BYTES_MAX, REDIS_REPLY_BYTES_MAX};
 use crate::protocol::resp::tracker::{Disposition, NotMirrored, Paired, ReplyHead, Tracker};
-use crate::protocol::resp::{ReplyFramer, Request, command};
+use crate::protocol::resp::{CommandCategory, ReplyFramer, Request, command};
 use crate::ring::{Chunk, Socket};
 
 /// See the module.
@@ -145,6 +145,15 @@ impl Own {
             sticks,
             change: command.and_then(|command| Change::of(command, request)),
         };
+        let changes_subscriptions = command.is_some_and(|command| {
+            command.category() == CommandCategory::PubSub && command.name() != "PUBSUB"
+        });
+        if changes_subscriptions
+            && !state.tracker.in_transaction()
+            && let (Some(observer), Some(bytes)) = (&units.source.observer, &rest)
+        {
+            observer.clone().subscribes(units.id, bytes.as_slice());
+        }
         let disposition = state.tracker.request(request, tag);
         if matches!(disposition, Disposition::NotMirrored(_)) && sticks {
             // Its reply may never come.
@@ -211,8 +220,15 @@ impl Own {
             true => ReplyHead::whole(frame.bytes()),
             false => ReplyHead::prefix(state.replies.kind().unwrap_or_default(), frame.bytes()),
         };
-        let Paired::Reply { tag, end } = state.tracker.reply(head) else {
-            return;
+        let (tag, end) = match state.tracker.reply(head) {
+            Paired::Reply { tag, end } => (tag, end),
+            Paired::Push if frame.is_whole() => {
+                if let Some(observer) = &session.units.source.observer {
+                    observer.pushed(session.units.id, frame.bytes());
+                }
+                return;
+            }
+            _ => return,
         };
         let OwnPending {
             pending,

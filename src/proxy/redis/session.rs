@@ -765,6 +765,9 @@ impl Session {
     pub fn changed(&self, change: Change) {
         let framer = &mut self.input.borrow_mut().framer;
         if change.reset {
+            if let Some(observer) = &self.units.source.observer {
+                observer.left(self.units.id);
+            }
             self.sticky.set(false);
             *self.identity.borrow_mut() = None;
             *self.name.borrow_mut() = None;
@@ -898,6 +901,9 @@ impl Drop for Session {
         let content = std::mem::take(&mut self.input.borrow_mut().content);
         self.units.discard(content);
         self.units.source.mirrors.detach(self.units.id);
+        if let Some(observer) = &self.units.source.observer {
+            observer.left(self.units.id);
+        }
         self.units.context.unregister(self.units.id);
         self.units.source.metrics.active_clients.sub(1);
     }

@@ -54,6 +54,8 @@ pub(super) struct Transaction {
     exposed: MirrorSet,
     /// Commands of it that the observer wants.
     wanted: u32,
+    /// The database in which it began.
+    db: u32,
     class: Class,
     command: Option<&'static command::Command>,
     content: Content,
@@ -197,16 +199,16 @@ impl Units {
         }
         match end {
             UnitEnd::NotAUnit => self.show_one(pending, frame, over),
-            UnitEnd::Complete { .. } => self.seal(Transaction::of(pending), frame, over),
-            UnitEnd::Open | UnitEnd::Misjudged => self.join(transaction, pending),
+            UnitEnd::Complete { .. } => self.seal(Transaction::of(pending, over.db), frame, over),
+            UnitEnd::Open | UnitEnd::Misjudged => self.join(transaction, pending, over.db),
             UnitEnd::Committed => {
-                self.join(transaction, pending);
+                self.join(transaction, pending, over.db);
                 if let Some(transaction) = transaction.take() {
                     self.seal(transaction, frame, over);
                 }
             }
             UnitEnd::Excluded(_) => {
-                self.join(transaction, pending);
+                self.join(transaction, pending, over.db);
                 if let Some(transaction) = transaction.take() {
                     if transaction.wanted > 0 {
                         self.show(&transaction, frame, over);
@@ -232,12 +234,12 @@ impl Units {
     }
 
     /// Adds a request to the transaction under way, which its MULTI opens.
-    fn join(&self, transaction: &mut Option<Transaction>, pending: Pending) {
+    fn join(&self, transaction: &mut Option<Transaction>, pending: Pending, db: u32) {
         let Some(transaction) = transaction else {
             let exposed = self.source.mirrors.expose(&self.context.random);
             *transaction = Some(Transaction {
                 exposed,
-                ..Transaction::of(pending)
+                ..Transaction::of(pending, db)
             });
             return;
         };
@@ -273,6 +275,7 @@ impl Units {
             content,
             commands,
             began_ns,
+            db,
             ..
         } = transaction;
         let mirrors = &self.source.mirrors;
@@ -289,7 +292,7 @@ impl Units {
         let now_ns = self.context.ring.now_ns();
         draft.class = class;
         draft.outcome.replies = commands;
-        draft.outcome.db = over.db;
+        draft.outcome.db = db;
         draft.outcome.resp = over.resp;
         draft.outcome.latency_ns = now_ns.saturating_sub(began_ns);
         if frame.is_whole() && frame.bytes().len() <= REDIS_COMPARE_BYTES {
@@ -300,7 +303,7 @@ impl Units {
 
     /// A command that is no unit for the mirrors.
     fn show_one(&self, pending: Pending, frame: &Frame<'_>, over: Over) {
-        let transaction = Transaction::of(pending);
+        let transaction = Transaction::of(pending, over.db);
         if transaction.wanted > 0 {
             self.show(&transaction, frame, over);
         }
@@ -328,7 +331,7 @@ impl Units {
             oversize: transaction.content.oversize,
             reply: frame.bytes(),
             whole: frame.is_whole(),
-            db: over.db,
+            db: transaction.db,
             resp: over.resp,
             arrived_ns: transaction.began_ns,
             answered_ns: self.context.ring.now_ns(),
@@ -409,10 +412,11 @@ impl Units {
 
 impl Transaction {
     /// The unit of one command, or what MULTI begins.
-    fn of(pending: Pending) -> Transaction {
+    fn of(pending: Pending, db: u32) -> Transaction {
         Transaction {
             exposed: pending.exposed,
             wanted: u32::from(pending.observed),
+            db,
             class: class_of(pending.command),
             command: pending.command,
             content: pending.content,

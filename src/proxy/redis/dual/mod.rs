@@ -8,6 +8,7 @@
 mod admit;
 mod judge;
 mod link;
+mod pubsub;
 mod repair;
 mod reread;
 mod switch;
@@ -27,6 +28,7 @@ use crate::mirror::dual::queue::{DualBounds, DualQueue};
 use crate::mirror::dual::scripts::ScriptCache;
 use crate::mirror::ledger::DropReason;
 use crate::mirror::payload::Payload;
+use crate::mirror::unit::ClientId;
 use crate::protocol::resp::effects::Rewrite;
 use crate::protocol::resp::{Command, Request};
 use crate::proxy::Context;
@@ -55,6 +57,8 @@ pub struct Dual {
     /// Clients wait here while the backends change places.
     gate: WaitQueue,
     held: Cell<bool>,
+    /// Shadow subscriptions.
+    shadows: RefCell<HashMap<ClientId, Rc<pubsub::Shadow>>>,
     /// Wanted commands that the backend in front has not answered.
     outstanding: Cell<u64>,
     /// The worker's connection, so that a stop can reach it.
@@ -114,6 +118,7 @@ impl Dual {
             chores: WaitQueue::default(),
             gate: WaitQueue::default(),
             held: Cell::new(false),
+            shadows: RefCell::default(),
             outstanding: Cell::new(0),
             connection: RefCell::default(),
             connected: Cell::new(false),
@@ -321,6 +326,18 @@ impl Observer for Dual {
             self.state.borrow_mut().queue.taint_unit(&unit, db);
             self.chores.wake_all();
         }
+    }
+
+    fn subscribes(self: Rc<Self>, client: ClientId, command: &[u8]) {
+        self.follow_subscription(client, command);
+    }
+
+    fn pushed(&self, client: ClientId, frame: &[u8]) {
+        self.match_message(client, frame);
+    }
+
+    fn left(&self, client: ClientId) {
+        self.end_shadow(client);
     }
 
     fn held(&self) -> bool {

@@ -21,12 +21,16 @@ use crate::proxy::redis::observe::{Backend, Observer as _};
 /// Pause before the second and third attempt.
 const PAUSE_NS: u64 = 25_000_000;
 
+/// How long the mismatch of a write waits for the answers of writes that overlapped with it.
+const HOLD_BACK_NS: u64 = 50_000_000;
+
 /// Works until the dual write is retired.
 pub(super) async fn run(dual: Rc<Dual>) {
     let mut backoff = Backoff::default();
     let mut link: Option<(Backend, Link)> = None;
     while !dual.retired.get() {
         let now_ns = dual.context.ring.now_ns();
+        dual.tell_held_back(now_ns);
         let next = dual.state.borrow_mut().rereads.next(now_ns);
         let number = match next {
             Next::None => {
@@ -110,8 +114,19 @@ struct Suspicion {
 #[derive(Default)]
 pub(super) struct Rereads {
     open: HashMap<u64, Suspicion>,
+    /// Mismatches of writes that are told if no doubt about their order comes up.
+    held_back: VecDeque<HeldBack>,
     due: VecDeque<(u64, u64)>,
     last: u64,
+}
+
+/// A write whose reply differed.
+struct HeldBack {
+    due_ns: u64,
+    found: Found,
+    client: ClientId,
+    keys: Vec<u64>,
+    answered_ns: u64,
 }
 
 enum Next {
@@ -124,7 +139,7 @@ impl Rereads {
     /// A shadow read differed.
     pub fn suspect(&mut self, item: &Item, found: Found, metrics: &MirrorMetrics) {
         if self.open.len() >= REREADS_MAX {
-            // Too many at once to read again: told as found rather than kept quiet about.
+            // Nothing is told that was not read again; the ones that are tell enough.
             metrics.not_compared.add(1);
             return;
         }
@@ -148,15 +163,38 @@ impl Rereads {
         self.due.clear();
     }
 
-    /// Something is to be read again, now or soon.
+    /// Something is to be read again or told, now or soon.
     pub fn is_due(&self) -> bool {
-        !self.due.is_empty()
+        !self.due.is_empty() || !self.held_back.is_empty()
+    }
+
+    /// The reply of a write differed. A write that overlapped with it may not have been answered yet: it is told a
+    /// little later, unless the order turns out to be unknown. False: there is no room.
+    pub fn hold_back(&mut self, item: &Item, found: &Found, now_ns: u64) -> bool {
+        if self.held_back.len() >= REREADS_MAX {
+            return false;
+        }
+        let mut hashes = Vec::new();
+        keys::visit(&item.request, item.db, |db, key| {
+            hashes.push(keys::hash(db, key))
+        });
+        self.held_back.push_back(HeldBack {
+            due_ns: now_ns + HOLD_BACK_NS,
+            found: found.clone(),
+            client: item.client,
+            keys: hashes,
+            answered_ns: item.answered_ns,
+        });
+        true
     }
 
     fn next(&mut self, now_ns: u64) -> Next {
+        let held_ns = self.held_back.front().map(|held| held.due_ns);
         match self.due.front() {
-            None => Next::None,
-            Some((at_ns, _)) if *at_ns > now_ns => Next::At(*at_ns),
+            None => held_ns.map_or(Next::None, Next::At),
+            Some((at_ns, _)) if *at_ns > now_ns => {
+                Next::At(held_ns.map_or(*at_ns, |held_ns| held_ns.min(*at_ns)))
+            }
             Some((_, number)) => {
                 let number = *number;
                 self.due.pop_front();
@@ -173,6 +211,31 @@ impl Rereads {
 }
 
 impl Dual {
+    /// Tells of writes whose replies differed, where nothing speaks against it.
+    fn tell_held_back(&self, now_ns: u64) {
+        loop {
+            let told = {
+                let state = &mut *self.state.borrow_mut();
+                let held_back = &mut state.rereads.held_back;
+                if held_back.front().is_none_or(|held| held.due_ns > now_ns) {
+                    return;
+                }
+                let Some(held) = held_back.pop_front() else {
+                    return;
+                };
+                let raced = held.keys.iter().any(|key| {
+                    state.order.doubted_since(*key, held.answered_ns)
+                        || state.queue.taint.contains(*key)
+                });
+                (!raced).then_some(held)
+            };
+            match told {
+                Some(held) => self.tell(held.found, held.client),
+                None => self.metrics.diverge(DivergenceKind::Transient),
+            }
+        }
+    }
+
     /// The follower has answered a reread.
     pub(super) fn reread_answered(
         &self,
@@ -200,7 +263,7 @@ impl Dual {
         let mut raced = false;
         keys::visit(&item.request, item.db, |db, key| {
             let hash = keys::hash(db, key);
-            raced |= state.order.written_since(hash, sent_ns) || state.queue.taint.contains(hash);
+            raced |= state.order.written_since(hash, sent_ns) || state.queue.in_doubt(hash);
         });
         let Some(suspicion) = state.rereads.open.remove(&number) else {
             return;

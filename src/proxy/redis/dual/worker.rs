@@ -196,7 +196,7 @@ impl Dual {
         // A key that waits for its copy says nothing about the follower.
         let mut tainted = state.queue.taint.is_all();
         keys::visit(&item.request, item.db, |db, key| {
-            tainted |= state.queue.taint.contains(keys::hash(db, key))
+            tainted |= state.queue.in_doubt(keys::hash(db, key))
         });
         let refused = found.kind == DivergenceKind::SecondaryError;
         if tainted && !refused {
@@ -208,14 +208,16 @@ impl Dual {
         }
         if item.kind == Kind::Read {
             self.metrics.shadow_read_errors.add(1);
-        } else {
-            self.tell_failure(
-                "write",
-                &found.command,
-                &String::from_utf8_lossy(&found.secondary),
-            );
+        } else if refused {
+            let problem = String::from_utf8_lossy(&found.secondary)
+                .trim_end()
+                .to_owned();
+            self.tell_failure("write", &found.command, &problem);
         }
-        self.tell(*found, item.client);
+        let now_ns = self.context.ring.now_ns();
+        if refused || item.kind == Kind::Read || !state.rereads.hold_back(item, &found, now_ns) {
+            self.tell(*found, item.client);
+        }
     }
 }
 

@@ -1,0 +1,223 @@
+//! The dual-write proxy as a library: the concepts that users of the original know, under Rust names.
+//!
+//! ```no_run
+//! use parhelion::embed::{ProxyConfig, ProxyMode};
+//!
+//! let config = ProxyConfig {
+//!     mode: "dual-write-shadow".parse::<ProxyMode>()?,
+//!     ..ProxyConfig::default()
+//! };
+//! config.serve()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+use std::str::FromStr;
+use std::time::Duration;
+
+pub use crate::config::RedisMode as ProxyMode;
+pub use crate::control::DivergenceRecord as Divergence;
+pub use crate::control::sentry::SentryReporter;
+pub use crate::metrics::{MirrorMetrics as ProxyMetrics, Registry};
+pub use crate::mirror::dual::queue::DualQueue as DualWriter;
+pub use crate::protocol::resp::command::{CommandCategory, classify};
+pub use crate::protocol::resp::compare::{Comparison, DivergenceKind, compare};
+
+use crate::config::{self, Config};
+
+/// There is no such mode.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no mode; write one of primary-only, dual-write, dual-write-shadow, secondary-primary, secondary-only"
+)]
+pub struct UnknownMode(String);
+
+impl FromStr for ProxyMode {
+    type Err = UnknownMode;
+
+    fn from_str(word: &str) -> Result<Self, UnknownMode> {
+        ProxyMode::from_word(word).ok_or_else(|| UnknownMode(word.to_owned()))
+    }
+}
+
+/// One primary and one secondary, with the defaults that users of the original know.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProxyConfig {
+    /// Where clients connect.
+    pub listen_addr: String,
+    /// The backend that is authoritative in the first three modes.
+    pub primary_addr: String,
+    /// Its database.
+    pub primary_db: u32,
+    /// Its password; empty: none.
+    pub primary_password: String,
+    /// The other backend.
+    pub secondary_addr: String,
+    /// Its database.
+    pub secondary_db: u32,
+    /// Its password; empty: none.
+    pub secondary_password: String,
+    /// Who serves and who follows.
+    pub mode: ProxyMode,
+    /// Longest time of a write on the backend that follows.
+    pub secondary_timeout: Duration,
+    /// The same for scripts.
+    pub script_timeout: Duration,
+    /// Longest time of a shadow read.
+    pub shadow_timeout: Duration,
+    /// Where Sentry is; empty: nowhere.
+    pub sentry_dsn: String,
+    /// Sentry's environment tag.
+    pub sentry_env: String,
+    /// Share of the events that Sentry gets.
+    pub sentry_sample_rate: f64,
+    /// Metrics, health and control.
+    pub metrics_addr: String,
+    /// How far apart the two copies of a message may be.
+    pub pubsub_compare_window: Duration,
+}
+
+impl Default for ProxyConfig {
+    fn default() -> Self {
+        Self {
+            listen_addr: ":6479".to_owned(),
+            primary_addr: "localhost:6379".to_owned(),
+            primary_db: 0,
+            primary_password: String::new(),
+            secondary_addr: "localhost:6380".to_owned(),
+            secondary_db: 0,
+            secondary_password: String::new(),
+            mode: ProxyMode::DualWrite,
+            secondary_timeout: Duration::from_secs(30),
+            script_timeout: Duration::from_secs(300),
+            shadow_timeout: Duration::from_secs(3),
+            sentry_dsn: String::new(),
+            sentry_env: String::new(),
+            sentry_sample_rate: 1.0,
+            metrics_addr: ":9191".to_owned(),
+            pubsub_compare_window: Duration::from_secs(2),
+        }
+    }
+}
+
+impl ProxyConfig {
+    /// The configuration file that says the same.
+    pub fn to_toml(&self) -> String {
+        let any = |address: &str| match address.strip_prefix(':') {
+            Some(port) => format!("0.0.0.0:{port}"),
+            None => address.to_owned(),
+        };
+        let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
+        let database = |name: &str, address: &str, db: u32, password: &str| {
+            let (host, port) = address.rsplit_once(':').unwrap_or((address, "6379"));
+            let mut text = format!(
+                "[[databases]]\nname = \"{name}\"\nprotocol = \"redis\"\nhost = {}\nport = {port}\ndb = {db}\n",
+                quoted(host)
+            );
+            if !password.is_empty() {
+                text += &format!("password = {}\n", quoted(password));
+            }
+            text
+        };
+        let mut text = format!(
+            "[general]\ncontrol = {}\n",
+            quoted(&any(&self.metrics_addr))
+        );
+        text += &format!(
+            "[[listeners]]\naddress = {}\nprotocol = \"redis\"\ndatabase = \"primary\"\n",
+            quoted(&any(&self.listen_addr))
+        );
+        text += &database(
+            "primary",
+            &self.primary_addr,
+            self.primary_db,
+            &self.primary_password,
+        );
+        text += &database(
+            "secondary",
+            &self.secondary_addr,
+            self.secondary_db,
+            &self.secondary_password,
+        );
+        text += &format!(
+            "[[dual_write]]\nprimary = \"primary\"\nsecondary = \"secondary\"\nmode = \"{}\"\n\
+             secondary_timeout = \"{}ms\"\nscript_timeout = \"{}ms\"\nshadow_timeout = \"{}ms\"\n\
+             pubsub_compare_window = \"{}ms\"\n",
+            self.mode,
+            self.secondary_timeout.as_millis(),
+            self.script_timeout.as_millis(),
+            self.shadow_timeout.as_millis(),
+            self.pubsub_compare_window.as_millis(),
+        );
+        if !self.sentry_dsn.is_empty() {
+            text += &format!(
+                "[sentry]\ndsn = {}\nenvironment = {}\nsample_rate = {:?}\n",
+                quoted(&self.sentry_dsn),
+                quoted(&self.sentry_env),
+                self.sentry_sample_rate
+            );
+        }
+        text
+    }
+
+    /// The validated configuration.
+    ///
+    /// # Errors
+    /// What a configuration file with these values would be refused for.
+    pub fn to_config(&self) -> Result<Config, Box<dyn std::error::Error>> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("parhelion.toml");
+        std::fs::write(&path, self.to_toml())?;
+        Ok(config::load(
+            &path,
+            None,
+            &crate::runtime::available_cpus(),
+        )?)
+    }
+
+    /// Serves until SIGTERM or SIGINT.
+    ///
+    /// # Errors
+    /// When the configuration is refused, or the cores do not start.
+    pub fn serve(&self) -> Result<(), Box<dyn std::error::Error>> {
+        let config = self.to_config()?;
+        crate::runtime::serve::run(config, crate::runtime::serve::ConfigFiles::default())?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_those_of_the_original_and_make_a_valid_configuration() {
+        let config = ProxyConfig::default().to_config().unwrap();
+        let dual = &config.dual_write[0];
+        assert_eq!(dual.mode, ProxyMode::DualWrite);
+        assert_eq!(dual.secondary_timeout, Duration::from_secs(30));
+        assert_eq!(dual.pubsub_compare_window, Duration::from_secs(2));
+        assert_eq!(config.general.control.unwrap().port(), 9191);
+    }
+
+    #[test]
+    fn modes_are_read_from_every_word_for_them() {
+        for (word, mode) in [
+            ("redis-only", ProxyMode::PrimaryOnly),
+            ("primary-only", ProxyMode::PrimaryOnly),
+            ("dual-write", ProxyMode::DualWrite),
+            ("dual-write-shadow", ProxyMode::DualWriteShadow),
+            ("elastickv-primary", ProxyMode::SecondaryPrimary),
+            ("elastickv-only", ProxyMode::SecondaryOnly),
+        ] {
+            assert_eq!(word.parse(), Ok(mode));
+        }
+        assert!("dual".parse::<ProxyMode>().is_err());
+    }
+
+    #[test]
+    fn the_kinds_of_divergences_have_the_names_of_the_original() {
+        assert_eq!(DivergenceKind::MigrationGap.to_string(), "migration_gap");
+        assert_eq!(DivergenceKind::DataMismatch.to_string(), "data_mismatch");
+        assert_eq!(DivergenceKind::ExtraData.to_string(), "extra_data");
+    }
+}
