@@ -25,6 +25,10 @@ use crate::ring::{Queues, Ring, Socket};
 pub enum Event {
     /// A reply of a mirror differed from the primary's.
     Divergence(Box<DivergenceReport>),
+    /// A secondary could not be reached or refused a write.
+    Failure(Box<FailureReport>),
+    /// A dual write ended with keys that the other backend may hold wrongly.
+    Tainted(Box<TaintReport>),
     /// Every core has ended: nothing comes any more.
     End,
 }
@@ -40,6 +44,8 @@ pub struct DivergenceReport {
     pub command: String,
     /// First key of the command; empty where there is none.
     pub key: Vec<u8>,
+    /// The pattern of a pub/sub message; empty where there is none.
+    pub pattern: Vec<u8>,
     /// How the replies differ.
     pub kind: crate::metrics::DivergenceKind,
     /// The primary's value, truncated.
@@ -48,6 +54,36 @@ pub struct DivergenceReport {
     pub secondary: Vec<u8>,
     /// Whose unit it was.
     pub client: ClientId,
+    /// Index of the core.
+    pub core: usize,
+}
+
+/// A failure of a secondary, for the log and Sentry.
+#[derive(Clone, Debug)]
+pub struct FailureReport {
+    /// Source database.
+    pub source: String,
+    /// The secondary.
+    pub mirror: String,
+    /// `connect`, `write` or `read`.
+    pub operation: &'static str,
+    /// The command; empty where there is none.
+    pub command: String,
+    /// What it said.
+    pub problem: String,
+}
+
+/// Keys that were not brought in step before the end.
+#[derive(Clone, Debug)]
+pub struct TaintReport {
+    /// Source database.
+    pub source: String,
+    /// The secondary.
+    pub mirror: String,
+    /// Every key, not only these.
+    pub all: bool,
+    /// Databases and names.
+    pub keys: Vec<(u32, Vec<u8>)>,
     /// Index of the core.
     pub core: usize,
 }
