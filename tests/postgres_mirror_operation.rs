@@ -73,7 +73,8 @@ fn a_hundred_inserts_back_to_back_are_not_slowed_by_timers() {
         let on_mirror = number(pair.mirror.sql(SHOP, span));
         best = best.min(on_mirror - on_primary);
     }
-    assert!(best < 0.02, "{best} s longer than on the primary");
+    // A timer for each of them would have taken a tenth of a second and more.
+    assert!(best < 0.05, "{best} s longer than on the primary");
 }
 
 /// Row 10: at the rate at which it was seen. A machine that is busy with other things may slow the mirror down more than
@@ -158,12 +159,7 @@ fn an_open_transaction_of_80_mb_is_held_within_the_byte_bound() {
             most = most.max(pair.resident_bytes());
         }
     }
-    let text = pair.proxy.get("/api/status").unwrap();
-    let status: serde_json::Value = serde_json::from_str(&text).unwrap();
-    assert!(
-        status["totals"]["mirror_memory_used"].as_u64().unwrap() <= MIB,
-        "{status:#}"
-    );
+    assert!(memory_used(&pair) <= MIB);
     ok(&mut client, "COMMIT");
     ok(&mut client, "INSERT INTO t VALUES (-1, '')");
     let ledger = pair.settled();
@@ -175,9 +171,8 @@ fn an_open_transaction_of_80_mb_is_held_within_the_byte_bound() {
     assert!(most - before < 24 * MIB, "{before} {most}");
     pair.mirror_shows("SELECT count(*) FROM t", "2");
     // What unsealed units held is given back.
-    let status: serde_json::Value =
-        serde_json::from_str(&pair.proxy.get("/api/status").unwrap()).unwrap();
-    assert_eq!(status["totals"]["mirror_memory_used"], 0);
+    let free = eventually(PATIENCE, || (memory_used(&pair) == 0).then_some(()));
+    assert!(free.is_some(), "{}", memory_used(&pair));
 }
 
 /// Row 12, a COPY.
@@ -262,19 +257,22 @@ fn several_mirrors_hold_the_bytes_once() {
     for _ in 0..10 {
         ok(&mut client, &format!("SELECT length('{pad}')"));
     }
-    // A core publishes what it holds ten times a second.
-    let used = eventually(Duration::from_secs(5), || {
-        let text = pair.proxy.get("/api/status").unwrap();
-        let status: serde_json::Value = serde_json::from_str(&text).unwrap();
-        let used = status["totals"]["mirror_memory_used"].as_u64().unwrap();
-        (used >= 500_000).then_some(used)
+    // Published ten times a second.
+    let used = eventually(PATIENCE, || {
+        Some(memory_used(&pair)).filter(|used| *used >= 500_000)
     });
-    let used = used.expect("the units are held");
     pair.mirror.resume().unwrap();
     for name in ["staging_db", "more1", "more2", "more3"] {
         assert_eq!(pair.settled_at(name).delivered, 11, "{name}");
     }
-    assert!((500_000..800_000).contains(&used), "{used}");
+    assert!(used.is_some_and(|used| used < 800_000), "{used:?}");
+}
+
+/// What the mirrors' units hold, as last published.
+fn memory_used(pair: &Pair) -> u64 {
+    let text = pair.proxy.get("/api/status").unwrap();
+    let status: serde_json::Value = serde_json::from_str(&text).unwrap();
+    status["totals"]["mirror_memory_used"].as_u64().unwrap()
 }
 
 /// Row 13.
@@ -376,10 +374,12 @@ fn counters_keep_their_values_over_a_reload_and_a_change_of_exposure() {
 }
 
 fn final_ledger(pair: &Pair) -> String {
-    let lines = pair.proxy.log();
-    let line = lines.iter().find(|line| line.contains("final ledger"));
-    line.unwrap_or_else(|| panic!("{lines:#?}"))
-        .replace("\u{1b}", "")
+    // The process has ended; its last lines may still be on their way through the pipe.
+    let line = eventually(PATIENCE, || {
+        let lines = pair.proxy.log();
+        lines.into_iter().find(|line| line.contains("final ledger"))
+    });
+    line.unwrap_or_else(|| panic!("{:#?}", pair.proxy.log()))
 }
 
 /// Row 17, in time.

@@ -343,6 +343,15 @@ impl<S, O: Outcome> Dispatcher<S, O> {
         self.by_client.contains_key(&client)
     }
 
+    /// Whether more than half of this client's ring is taken.
+    pub fn is_crowded(&self, client: ClientId) -> bool {
+        let place = self.by_client.get(&client);
+        let ring = place.and_then(|place| self.rings[*place].as_ref());
+        ring.is_some_and(|ring| {
+            ring.waiting() > ring.bounds.units / 2 || ring.bytes() > ring.bounds.bytes / 2
+        })
+    }
+
     /// Clients that have a ring.
     pub fn rings(&self) -> usize {
         self.by_client.len()

@@ -236,8 +236,13 @@ impl Pool {
         metrics
             .queue_delay
             .record(now_ns.saturating_sub(ticket.unit.sealed_ns));
+        // Pauses can only be kept by a mirror that has time for them: before units are dropped, pauses are.
+        let pace = match self.dispatcher().is_crowded(ticket.client) {
+            true => Pace::Off,
+            false => self.context.config.borrow().general.pace,
+        };
         let replaying = Replaying {
-            pace: self.context.config.borrow().general.pace,
+            pace,
             digest: self.mirror.options.compare == Compare::Rows,
             keeps_session: self.mode == PoolMode::Session,
         };
