@@ -30,6 +30,9 @@ pub const IDLE_AFTER_TICKS: u32 = 20;
 /// Pause before accepting again when the process is out of file descriptors or memory.
 pub const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
+/// Pause between two log lines about accepts that fail, which are tried again all the time.
+pub const ACCEPT_COMPLAINT_PAUSE: Duration = Duration::from_secs(5);
+
 /// Connections that may wait in a listener's backlog (the kernel caps it at net.core.somaxconn).
 pub const LISTEN_BACKLOG: i32 = 4096;
 
@@ -94,8 +97,22 @@ pub const MIRROR_LOG_INTERVAL_NS: u64 = 5_000_000_000;
 
 // --- proxy ------------------------------------------------------------------------------------
 
-/// From accept to a complete startup packet; PostgreSQL's own `authentication_timeout`.
-pub const POSTGRES_STARTUP_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a client that is refused for want of room may take to say whom it wants, and then to hear the answer.
+pub const REFUSAL_TIME: Duration = Duration::from_secs(2);
+
+/// How often a core looks for sessions whose clients are silent or gone.
+pub const IDLE_LOOK: Duration = Duration::from_secs(1);
+
+/// A client has ended its direction and waits for nothing: how long its primary may take to close as well. A primary
+/// that stands still must not keep the descriptors of clients that have left.
+pub const GONE_QUIET: Duration = Duration::from_secs(5);
+
+/// The same while replies are outstanding, which a client that has only ended its own direction may still want.
+pub const GONE_BUSY: Duration = Duration::from_secs(300);
+
+/// Clients of one core that are being told that there is no room; more are closed without a word, so that a flood
+/// costs accepts and nothing else.
+pub const REFUSALS_MAX: usize = 256;
 
 /// Of a Redis request that arrives in pieces, how much is kept to know its name and keys.
 pub const REDIS_HEAD_BYTES: usize = 4 * 1024;

@@ -119,6 +119,8 @@ fn the_defaults_are_those_of_the_documentation() {
         (g.client_idle_timeout, g.drain_timeout),
         (None, Duration::from_secs(30))
     );
+    assert_eq!(g.client_login_timeout, Duration::from_secs(60));
+    assert_eq!((g.max_connections, g.max_connections_per_address), (0, 0));
     assert_eq!(g.divergence_log, None);
     let r = &config.ring;
     assert_eq!((r.entries, r.slabs, r.slab_size), (4096, 2048, 16 << 10));
@@ -367,6 +369,22 @@ fn numbers_are_numbers_and_in_range() {
     general_refused("pace = 1", "pace", "where a string is expected");
     general_refused("control = \"9191\"", "control", "no port");
     general_refused("port = 70000", "port", "is not between");
+}
+
+#[test]
+fn a_cap_for_one_address_fits_into_the_cap_for_all() {
+    let text = "[general]\nmax_connections = 10\nmax_connections_per_address = 11\n";
+    refused(
+        &format!("{text}{BASE}"),
+        "max_connections_per_address = 11",
+        "general.max_connections_per_address",
+        "caps nothing",
+    );
+    general_refused("max_connections = -1", "max_connections", "-1");
+    let config = good(&format!(
+        "[general]\nmax_connections_per_address = 11\n{BASE}"
+    ));
+    assert_eq!(config.general.max_connections_per_address, 11);
 }
 
 #[test]

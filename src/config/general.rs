@@ -14,6 +14,8 @@ const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 const GIB: usize = 1 << 30;
 const MS: Duration = Duration::from_millis(1);
+/// More clients than one process can have descriptors for.
+const CONNECTIONS_MAX: u64 = 1 << 24;
 pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// `[general]` and what of it other sections need.
@@ -80,6 +82,14 @@ pub(super) fn read_general(
             .map_or(g.mirror_pool_mode, |at| at.value),
         connect_timeout: s.duration(f, "connect_timeout", g.connect_timeout, MS..=DAY),
         client_idle_timeout: (!idle.is_zero()).then_some(idle),
+        client_login_timeout: s.duration(
+            f,
+            "client_login_timeout",
+            g.client_login_timeout,
+            MS..=DAY,
+        ),
+        max_connections: read_cap(&mut s, f, "max_connections"),
+        max_connections_per_address: read_cap(&mut s, f, "max_connections_per_address"),
         drain_timeout: s.duration(f, "drain_timeout", g.drain_timeout, Duration::ZERO..=DAY),
         log_format: s
             .word(f, "log_format", LogFormat::WORDS, LogFormat::from_word)
@@ -98,6 +108,7 @@ pub(super) fn read_general(
             "raise mirror_memory or lower mirror_queue_bytes",
         );
     }
+    check_caps(&s, f, &general);
     let host = read_host(&mut s, f);
     let port = s.integer(f, "port", 1..=65_535);
     let listen = SocketAddr::new(
@@ -116,6 +127,26 @@ pub(super) fn read_general(
     };
     s.finish(f, pgdog::general);
     entry
+}
+
+/// A number of connections; 0 means no cap.
+fn read_cap(s: &mut Section<'_, '_>, faults: &mut Faults, key: &'static str) -> usize {
+    s.integer(faults, key, 0..=CONNECTIONS_MAX)
+        .map_or(0, |at| at.value as usize)
+}
+
+fn check_caps(s: &Section<'_, '_>, faults: &mut Faults, general: &General) {
+    let (all, one) = (general.max_connections, general.max_connections_per_address);
+    if all > 0 && one > all {
+        let key = "max_connections_per_address";
+        s.refuse(
+            faults,
+            s.line_of(key),
+            key,
+            "is more than general.max_connections and caps nothing",
+            "lower it, or write 0 for no cap",
+        );
+    }
 }
 
 fn read_control(

@@ -67,6 +67,9 @@ const LIVE_GENERAL: &[&str] = &[
     "mirror_timeout",
     "connect_timeout",
     "client_idle_timeout",
+    "client_login_timeout",
+    "max_connections",
+    "max_connections_per_address",
     "drain_timeout",
 ];
 

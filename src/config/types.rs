@@ -330,6 +330,12 @@ pub struct General {
     pub connect_timeout: Duration,
     /// A client that says nothing for so long is closed; `None`: never.
     pub client_idle_timeout: Option<Duration>,
+    /// From accept to a complete startup packet.
+    pub client_login_timeout: Duration,
+    /// Clients of one listener, over all cores; 0: as many as descriptors allow.
+    pub max_connections: usize,
+    /// Of those, how many from one address; 0: as many as come.
+    pub max_connections_per_address: usize,
     /// Longest time between SIGTERM and the end.
     pub drain_timeout: Duration,
     /// How log lines look.
@@ -354,6 +360,9 @@ impl Default for General {
             mirror_pool_mode: MirrorPoolMode::Unit,
             connect_timeout: Duration::from_secs(5),
             client_idle_timeout: None,
+            client_login_timeout: Duration::from_secs(60),
+            max_connections: 0,
+            max_connections_per_address: 0,
             drain_timeout: Duration::from_secs(30),
             log_format: LogFormat::Text,
             divergence_log: None,

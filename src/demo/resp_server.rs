@@ -3,6 +3,7 @@
 //! It is honest about what it cannot do (an unknown command gets Redis's own error text), and dishonest only where it is
 //! told to be: it can answer late, and it can falsify a seeded fraction of its read replies, counting each one.
 
+use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -48,7 +49,8 @@ struct Shared {
     stop: AtomicBool,
     commands: AtomicU64,
     falsified: AtomicU64,
-    connections: Mutex<Vec<TcpStream>>,
+    connections: Mutex<HashMap<u64, TcpStream>>,
+    accepted: AtomicU64,
     recordings: Mutex<Vec<Arc<Mutex<Recording>>>>,
     ids: AtomicU64,
 }
@@ -70,6 +72,7 @@ impl RespServer {
             commands: AtomicU64::new(0),
             falsified: AtomicU64::new(0),
             connections: Mutex::default(),
+            accepted: AtomicU64::new(0),
             recordings: Mutex::default(),
             ids: AtomicU64::new(0),
         });
@@ -105,7 +108,7 @@ impl RespServer {
 impl Drop for RespServer {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        for stream in lock(&self.shared.connections).drain(..) {
+        for (_, stream) in lock(&self.shared.connections).drain() {
             let _ = stream.shutdown(Shutdown::Both);
         }
         // Wakes the acceptor.
@@ -126,11 +129,14 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         let Ok(copy) = stream.try_clone() else {
             continue;
         };
-        lock(&shared.connections).push(copy);
+        let number = shared.accepted.fetch_add(1, Ordering::Relaxed);
+        lock(&shared.connections).insert(number, copy);
         let shared = Arc::clone(shared);
         thread::spawn(move || {
             // A connection that breaks is the client's affair.
             let _ = Session::new(&shared).serve(stream);
+            // The copy would keep it open.
+            lock(&shared.connections).remove(&number);
         });
     }
 }

@@ -2,17 +2,23 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::io;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::Sender;
 
 use super::tls::TlsStore;
 use crate::config::Config;
+use crate::limits::{
+    DIVERGENCE_LOG_INTERVAL_NS, GONE_BUSY, GONE_QUIET, IDLE_LOOK, RATE_LIMIT_LEN_MAX,
+};
 use crate::metrics::{CoreMetrics, Registry};
 use crate::mirror::dispatch::MemoryBudget;
+use crate::mirror::divergence::RateLimit;
 use crate::mirror::unit::ClientId;
-use crate::ring::{Queues, Ring};
+use crate::ring::{Queues, Ring, Socket};
 
 /// What a core tells the control thread. The channel is bounded; what does not fit is counted.
 #[derive(Debug)]
@@ -56,6 +62,14 @@ pub trait Session {
     fn describe(&self) -> SessionInfo {
         SessionInfo::default()
     }
+    /// The client's connection, while it is open.
+    fn client(&self) -> Option<Socket>;
+    /// Whether nothing is outstanding: the session waits for its client.
+    fn is_quiet(&self) -> bool;
+    /// Whether a client that is silent waits to be told something, as a subscriber does.
+    fn listens(&self) -> bool;
+    /// Ends the session because its client has been silent for too long.
+    fn end_idle(&self);
     /// The mirrors of its source have changed: from its next unit on it may have to collect what it did not before.
     fn mirrors_changed(&self) {}
 }
@@ -104,6 +118,8 @@ pub struct Context {
     sessions: RefCell<HashMap<ClientId, Weak<dyn Session>>>,
     next_client: Cell<u64>,
     draining: Cell<bool>,
+    idle_looked_ns: Cell<u64>,
+    complaints: RefCell<RateLimit>,
 }
 
 impl Context {
@@ -133,6 +149,11 @@ impl Context {
             // Unique in the process: the core's number in the top bits.
             next_client: Cell::new((core as u64) << 48 | 1),
             draining: Cell::new(false),
+            idle_looked_ns: Cell::new(0),
+            complaints: RefCell::new(RateLimit::new(
+                DIVERGENCE_LOG_INTERVAL_NS,
+                RATE_LIMIT_LEN_MAX,
+            )),
         }
     }
 
@@ -195,6 +216,43 @@ impl Context {
                 ..session.describe()
             })
             .collect()
+    }
+
+    /// Ends the sessions whose clients have been silent for longer than `client_idle_timeout`, and those whose
+    /// clients have left while the primary does not close.
+    pub fn end_idle_sessions(&self) {
+        let timeout = self.config.borrow().general.client_idle_timeout;
+        let now_ns = self.ring.now_ns();
+        // A look at every session: at most once a second, which the precision of a timeout allows.
+        let pause = timeout.map_or(IDLE_LOOK, |timeout| (timeout / 8).min(IDLE_LOOK));
+        if now_ns.saturating_sub(self.idle_looked_ns.get()) < pause.as_nanos() as u64 {
+            return;
+        }
+        self.idle_looked_ns.set(now_ns);
+        for session in self.live_sessions() {
+            let Some(client) = session.client() else {
+                continue;
+            };
+            let silence = Duration::from_nanos(now_ns.saturating_sub(client.active_ns()));
+            let quiet = session.is_quiet();
+            if client.is_ended() {
+                let grace = if quiet { GONE_QUIET } else { GONE_BUSY };
+                if silence >= grace {
+                    session.stop();
+                }
+            } else if quiet && !session.listens() && timeout.is_some_and(|limit| silence >= limit) {
+                session.end_idle();
+            }
+        }
+    }
+
+    /// Logs that a primary cannot be reached: not once for each client of a storm.
+    pub fn primary_unreachable(&self, database: &str, error: &io::Error) {
+        let what = xxhash_rust::xxh3::xxh3_64(database.as_bytes());
+        let admitted = (self.complaints.borrow_mut()).admit(what, self.ring.now_ns());
+        if let Some(suppressed) = admitted {
+            tracing::warn!(database, %error, suppressed, "the primary cannot be reached");
+        }
     }
 
     fn live_sessions(&self) -> Vec<Rc<dyn Session>> {

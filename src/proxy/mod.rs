@@ -3,6 +3,7 @@
 //! Everything here lives on one core: a client, its rings, its upstream connections and the mirror
 //! connections are owned by the core that accepted the client, from accept to close.
 
+pub mod admission;
 pub mod backoff;
 pub mod context;
 mod dial;

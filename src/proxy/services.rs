@@ -1,15 +1,17 @@
 //! What a core serves: its sources with their mirrors, made from the config and kept across reloads.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::admission::{Admission, Place};
 use super::mirrors::{Mirror, MirrorGroup};
 use super::tls::{self, TlsStore};
 use super::{Context, postgres, redis};
 use crate::config::{Config, Protocol};
+use crate::limits::{REFUSAL_TIME, REFUSALS_MAX};
 use crate::metrics;
 use crate::mirror::unit::{Outcome, UnitPool};
 use crate::ring::{Listener, Queue, Socket};
@@ -23,6 +25,8 @@ pub struct Shared {
     pub admin: postgres::AdminDoor,
     /// Looked at once per connection.
     pub tls: Arc<TlsStore>,
+    /// Locked at accept and at the end of a connection.
+    pub admission: Arc<Admission>,
 }
 
 /// The sources of one core.
@@ -37,6 +41,8 @@ pub struct Services {
     postgres_mirrors: RefCell<Vec<Rc<Mirror<postgres::PostgresOutcome>>>>,
     redis_mirrors: RefCell<Vec<Rc<Mirror<redis::RedisOutcome>>>>,
     listeners: RefCell<Vec<Weak<Listener>>>,
+    /// Clients that are being told that there is no room.
+    refusing: Rc<Cell<usize>>,
 }
 
 impl Services {
@@ -51,23 +57,37 @@ impl Services {
             postgres_mirrors: RefCell::default(),
             redis_mirrors: RefCell::default(),
             listeners: RefCell::default(),
+            refusing: Rc::default(),
         };
         services.reconfigure(config);
         services
     }
 
     /// Serves an accepted connection in a task of its own.
-    pub fn serve(self: &Rc<Self>, listener: usize, socket: Socket) {
+    pub fn serve(self: &Rc<Self>, index: usize, socket: Socket) {
         let config = self.context.config.borrow().clone();
-        let Some(listener) = config.listeners.get(listener) else {
+        let Some(listener) = config.listeners.get(index) else {
             return;
         };
         let database = listener.database;
         let protocol = metric_protocol(listener.protocol);
         let counters = self.context.metrics.clone();
         counters.listener(protocol).accepted.add(1);
+        let general = &config.general;
+        let Some(place) = (self.shared.admission).enter(index, socket.peer(), general) else {
+            counters.listener(protocol).refused.add(1);
+            counters.listener(protocol).closed.add(1);
+            return self.refuse(listener.protocol, socket);
+        };
+        if let Some(timeout) = general.client_idle_timeout {
+            socket.lose_after(timeout);
+        }
         counters.listener(protocol).active.add(1);
-        let open = Open { counters, protocol };
+        let open = Open {
+            counters,
+            protocol,
+            _place: place,
+        };
         let tls = match &listener.tls {
             None => None,
             Some(tls) => match self.context.tls.server(tls, listener.protocol) {
@@ -99,6 +119,28 @@ impl Services {
                 }
             }
         }
+    }
+
+    /// Tells a client in its protocol that there is no room, unless too many are being told already.
+    fn refuse(self: &Rc<Self>, protocol: Protocol, socket: Socket) {
+        if self.refusing.get() >= REFUSALS_MAX {
+            return;
+        }
+        self.refusing.set(self.refusing.get() + 1);
+        let done = Refusing(self.refusing.clone());
+        let services = self.clone();
+        self.context.queues.spawn(Queue::Serve, async move {
+            let context = &services.context;
+            match protocol {
+                Protocol::Redis => socket.write(b"-ERR max number of clients reached\r\n"),
+                Protocol::Postgres => postgres::refuse(context, &services.shared, &socket).await,
+            }
+            // Closing with bytes unread would reset the connection, and the client would not see why.
+            socket.shutdown_write();
+            let rest = async { while let Ok(Some(_)) = socket.recv().await {} };
+            let _ = context.ring.timeout(REFUSAL_TIME, rest).await;
+            drop(done);
+        });
     }
 
     /// The Postgres source of this database.
@@ -335,6 +377,16 @@ fn metric_protocol(protocol: Protocol) -> metrics::Protocol {
 struct Open {
     counters: Arc<metrics::CoreMetrics>,
     protocol: metrics::Protocol,
+    _place: Place,
+}
+
+/// Counts the end of a refusal.
+struct Refusing(Rc<Cell<usize>>);
+
+impl Drop for Refusing {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 impl Drop for Open {

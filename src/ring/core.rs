@@ -219,6 +219,8 @@ pub(super) struct Slot {
     pub(super) shutdown_wanted: bool,
     closing: bool,
     pub(super) connect: Option<Connecting>,
+    /// When bytes last came in or went out.
+    pub(super) active_ns: u64,
     pub(super) accepted: VecDeque<OwnedFd>,
     pub(super) accepting: bool,
 }
@@ -248,6 +250,8 @@ pub(super) struct State {
     /// Tasks to wake once the state is no longer borrowed.
     pub(super) wake: Vec<Waker>,
     linger: VecDeque<(u64, Key)>,
+    /// The time of the current turn.
+    pub(super) now_ns: u64,
     pub(super) doorbell: Option<Waker>,
     pub(super) doorbell_rung: bool,
     pub(super) stats: RingStats,
@@ -259,8 +263,10 @@ impl State {
             self.slots.push(Slot::default());
             (self.slots.len() - 1) as u32
         });
+        let now_ns = self.now_ns;
         let entry = &mut self.slots[slot as usize];
         entry.fd = Some(fd);
+        entry.active_ns = now_ns;
         Key {
             slot,
             generation: entry.generation,
@@ -465,7 +471,9 @@ impl State {
             slabs.taken(slab);
             Chunk::from_slab(slabs, slab, result.max(0) as u32)
         });
+        let now_ns = self.now_ns;
         let slot = self.slot(key);
+        slot.active_ns = now_ns;
         if !more {
             slot.receiving = false;
             slot.cancelling = false;
@@ -512,9 +520,14 @@ impl State {
 
     fn sent(&mut self, key: Key, result: i32) {
         let State {
-            slots, spare, wake, ..
+            slots,
+            spare,
+            wake,
+            now_ns,
+            ..
         } = self;
         let slot = &mut slots[key.slot as usize];
+        slot.active_ns = *now_ns;
         slot.ops -= 1;
         match result {
             0.. if slot.send_error.is_none() => slot.out.sent(result as usize, spare),

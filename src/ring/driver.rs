@@ -221,6 +221,7 @@ impl Driver {
                 .map(|entry| (entry.user_data(), entry.result(), entry.flags())),
         );
         let mut state = core.state.borrow_mut();
+        state.now_ns = now_ns;
         let (mut ticked, mut worked) = (false, false);
         state.stats.completions += self.completions.len() as u64;
         for (user_data, result, flags) in self.completions.drain(..) {

@@ -1,5 +1,6 @@
 //! Accepting connections.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -15,6 +16,8 @@ use crate::limits;
 pub struct Listener {
     ring: Ring,
     key: Key,
+    /// When a failure may be logged again.
+    silent_until_ns: Cell<u64>,
 }
 
 impl Ring {
@@ -26,6 +29,7 @@ impl Ring {
         Listener {
             ring: self.clone(),
             key,
+            silent_until_ns: Cell::new(0),
         }
     }
 }
@@ -56,10 +60,7 @@ impl Listener {
             match accepted {
                 Ok(fd) => return Ok(Socket::accepted(&self.ring, fd)),
                 Err(error) if passing(error) => {
-                    tracing::warn!(
-                        error = %io::Error::from_raw_os_error(error),
-                        "cannot accept; new connections wait"
-                    );
+                    self.complain(error);
                     self.ring.sleep(limits::ACCEPT_RETRY, false).await;
                     self.ring.core.state.borrow_mut().arm_accept(self.key);
                 }
@@ -70,6 +71,16 @@ impl Listener {
 }
 
 impl Listener {
+    fn complain(&self, error: i32) {
+        let now_ns = self.ring.now_ns();
+        if now_ns >= self.silent_until_ns.get() {
+            let pause_ns = limits::ACCEPT_COMPLAINT_PAUSE.as_nanos() as u64;
+            self.silent_until_ns.set(now_ns + pause_ns);
+            let error = io::Error::from_raw_os_error(error);
+            tracing::warn!(%error, "cannot accept; new connections wait");
+        }
+    }
+
     /// Accepts nobody any more: a waiting [`Listener::accept`] fails with `ECANCELED`.
     pub fn stop(&self) {
         let mut state = self.ring.core.state.borrow_mut();

@@ -246,6 +246,28 @@ impl Socket {
         }
     }
 
+    /// When bytes last came in or the kernel last took some, on the clock of [`Ring::now_ns`].
+    pub fn active_ns(&self) -> u64 {
+        self.state().slot(self.0.key).active_ns
+    }
+
+    /// Breaks the connection when the peer has been unreachable for `timeout`: at the latest a second after
+    /// that, whether we send or are silent. Also when it takes no byte for that long, which TCP does not tell apart.
+    pub fn lose_after(&self, timeout: Duration) {
+        let mut state = self.state();
+        let Some(fd) = &state.slot(self.0.key).fd else {
+            return;
+        };
+        let options = SockRef::from(fd);
+        // Probes start at half of the time and follow every second: a peer that answers is not asked again for long.
+        let keepalive = TcpKeepalive::new()
+            .with_time((timeout / 2).clamp(Duration::from_secs(1), KEEPALIVE_AFTER))
+            .with_interval(Duration::from_secs(1));
+        // On a unix socket these do not exist; a peer there cannot vanish without a close.
+        let _ = options.set_tcp_keepalive(&keepalive);
+        let _ = options.set_tcp_user_timeout(Some(timeout));
+    }
+
     /// The peer's address, where it has one.
     pub fn peer(&self) -> Option<SocketAddr> {
         let mut state = self.state();

@@ -209,6 +209,7 @@ impl Core {
                 context.ring.sleep(HOUSEKEEPING, false).await;
                 publish(&context);
                 services.expire();
+                context.end_idle_sessions();
                 let done =
                     !accepting.get() && context.session_count() == 0 && services.is_settled();
                 drained.store(done, Ordering::Release);

@@ -68,9 +68,13 @@ fn io_uring() -> Result<(), StartError> {
         slab_size: 4096,
         ..RingOptions::default()
     };
-    let Err(error) = Ring::new(&small) else {
-        return Ok(());
-    };
+    Ring::new(&small)
+        .map(drop)
+        .map_err(|error| StartError::Machine(ring_problem(&error)))
+}
+
+/// What to tell somebody whose kernel refuses a ring.
+fn ring_problem(error: &io::Error) -> String {
     let way_out = match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
             "io_uring is forbidden to this process: set the sysctl kernel.io_uring_disabled=0, and allow \
@@ -83,9 +87,7 @@ fn io_uring() -> Result<(), StartError> {
         Some(libc::EMFILE | libc::ENFILE) => "out of file descriptors: raise `ulimit -n`",
         _ => "the kernel does not know the ring's set-up: Linux 6.1 or later is needed",
     };
-    Err(StartError::Machine(format!(
-        "cannot set up io_uring ({error}): {way_out}"
-    )))
+    format!("cannot set up io_uring ({error}): {way_out}")
 }
 
 /// Raises the limit of open files to the hard limit and warns if that is little.
@@ -106,6 +108,22 @@ pub fn raise_descriptor_limit() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_refusal_of_the_kernel_names_its_way_out() {
+        let said = |code| ring_problem(&io::Error::from_raw_os_error(code));
+        for (code, way_out) in [
+            (libc::EPERM, "io_uring_disabled"),
+            (libc::EACCES, "seccomp"),
+            (libc::ENOSYS, "built without io_uring"),
+            (libc::ENOMEM, "LimitMEMLOCK"),
+            (libc::EMFILE, "ulimit -n"),
+            (libc::EINVAL, "Linux 6.1"),
+        ] {
+            let said = said(code);
+            assert!(said.contains(way_out), "{said}");
+        }
+    }
 
     #[test]
     fn kernel_versions_are_read_with_any_suffix() {

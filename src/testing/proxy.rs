@@ -2,7 +2,7 @@
 //! its pid.
 
 use std::io::{self, BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::sync::mpsc::{Receiver, channel};
@@ -33,6 +33,10 @@ pub struct ProxyOptions {
     pub extra: Vec<String>,
     /// Variables of the environment.
     pub envs: Vec<(String, String)>,
+    /// Lines of `[general]` and of `[ring]`: with any, the proxy runs from a config file.
+    pub config: [Vec<String>; 2],
+    /// Where it listens.
+    pub listen: IpAddr,
 }
 
 impl ProxyOptions {
@@ -44,7 +48,77 @@ impl ProxyOptions {
             mirrors: Vec::new(),
             extra: Vec::new(),
             envs: Vec::new(),
+            config: Default::default(),
+            listen: Ipv4Addr::LOCALHOST.into(),
         }
+    }
+
+    /// With one more line in `[general]` of a config file.
+    #[must_use]
+    pub fn general(mut self, line: &str) -> ProxyOptions {
+        self.config[0].push(line.to_owned());
+        self
+    }
+
+    /// With one more line in `[ring]` of a config file.
+    #[must_use]
+    pub fn ring(mut self, line: &str) -> ProxyOptions {
+        self.config[1].push(line.to_owned());
+        self
+    }
+
+    /// On another address than 127.0.0.1.
+    #[must_use]
+    pub fn listen(mut self, address: IpAddr) -> ProxyOptions {
+        self.listen = address;
+        self
+    }
+
+    /// With one more variable of the environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> ProxyOptions {
+        self.envs.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The same as a config file; the mirrors of a Postgres are logged in to as its superuser.
+    fn config_file(&self, address: SocketAddr, control: SocketAddr) -> String {
+        let [general, ring] = &self.config;
+        let protocol = self.protocol;
+        let mut text = format!(
+            "[general]\ncores = [{}]\ncontrol = \"{control}\"\n{}\n[ring]\n{}\n\
+             [[listeners]]\naddress = \"{address}\"\nprotocol = \"{protocol}\"\ndatabase = \"primary\"\n",
+            first_core(),
+            general.join("\n"),
+            ring.join("\n"),
+        );
+        let mut database = |name: &str, at: SocketAddr, more: &str| {
+            text += &format!(
+                "[[databases]]\nname = \"{name}\"\nprotocol = \"{protocol}\"\nhost = \"{}\"\nport = {}\n{more}\n",
+                at.ip(),
+                at.port(),
+            );
+        };
+        let named = if protocol == "postgres" {
+            "database_name = \"postgres\""
+        } else {
+            ""
+        };
+        database("primary", self.primary, named);
+        let user = if protocol == "postgres" {
+            "user = \"postgres\"\ndatabase_name = \"postgres\""
+        } else {
+            ""
+        };
+        for (number, mirror) in self.mirrors.iter().enumerate() {
+            database(&format!("mirror{number}"), *mirror, user);
+        }
+        for number in 0..self.mirrors.len() {
+            text += &format!(
+                "[[mirroring]]\nsource_db = \"primary\"\ndestination_db = \"mirror{number}\"\n"
+            );
+        }
+        text
     }
 
     /// With one more mirror.
@@ -69,6 +143,8 @@ pub struct ProxyProcess {
     address: SocketAddr,
     control: SocketAddr,
     log: Arc<Mutex<Vec<String>>>,
+    /// Of its config file, if it has one.
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl ProxyProcess {
@@ -77,26 +153,24 @@ impl ProxyProcess {
     /// # Errors
     /// When it ends or stays silent; the text holds what it logged.
     pub fn start(binary: &Path, options: &ProxyOptions) -> io::Result<ProxyProcess> {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+        let address = SocketAddr::from((options.listen, free_port()?));
         let control = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let mut command = Command::new(binary);
-        command.arg(options.protocol);
-        command.args([
-            "--listen",
-            &address.to_string(),
-            "--primary",
-            &options.primary.to_string(),
-        ]);
-        for mirror in &options.mirrors {
-            command.args(["--mirror", &mirror.to_string()]);
-        }
-        command.args(["--control", &control.to_string()]);
-        if !options.extra.iter().any(|arg| arg == "--cores") {
-            command.args(["--cores", &first_core().to_string()]);
+        let mut folder = None;
+        if options.config.iter().any(|lines| !lines.is_empty()) {
+            let made = tempfile::Builder::new().prefix("parhelion-").tempdir()?;
+            let file = made.path().join("parhelion.toml");
+            std::fs::write(&file, options.config_file(address, control))?;
+            command.arg("run").arg("--config").arg(file);
+            folder = Some(made);
+        } else {
+            quick(&mut command, options, address, control);
         }
         command.args(&options.extra);
         command.envs(options.envs.iter().map(|(name, value)| (name, value)));
-        ProxyProcess::spawn(command, address, control)
+        let mut proxy = ProxyProcess::spawn(command, address, control)?;
+        proxy._folder = folder;
+        Ok(proxy)
     }
 
     /// Starts `command`, a `parhelion run` whose configuration listens at `address` and `control`, and returns once it
@@ -117,6 +191,7 @@ impl ProxyProcess {
             address,
             control,
             log,
+            _folder: None,
         };
         proxy.wait_ready(&ready)?;
         Ok(proxy)
@@ -180,6 +255,24 @@ impl ProxyProcess {
                 )));
             }
         }
+    }
+}
+
+/// The arguments of a quick start.
+fn quick(command: &mut Command, options: &ProxyOptions, address: SocketAddr, control: SocketAddr) {
+    command.arg(options.protocol);
+    command.args([
+        "--listen",
+        &address.to_string(),
+        "--primary",
+        &options.primary.to_string(),
+    ]);
+    for mirror in &options.mirrors {
+        command.args(["--mirror", &mirror.to_string()]);
+    }
+    command.args(["--control", &control.to_string()]);
+    if !options.extra.iter().any(|arg| arg == "--cores") {
+        command.args(["--cores", &first_core().to_string()]);
     }
 }
 

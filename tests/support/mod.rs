@@ -3,6 +3,7 @@
 // Each test binary uses its own part of this.
 #![allow(dead_code)]
 
+pub mod faults;
 pub mod pg;
 pub mod pg_pair;
 pub mod proxy;

@@ -16,7 +16,6 @@ use std::io;
 
 use super::Source;
 use crate::config::TlsMode;
-use crate::limits::POSTGRES_STARTUP_TIMEOUT;
 use crate::protocol::postgres::mechanisms::MechanismFilter;
 use crate::proxy::Context;
 use crate::proxy::tls::ServerTls;
@@ -42,6 +41,7 @@ pub(super) async fn settle(
     if ours.is_some_and(|ours| secured.certificate.as_ref() == Some(&ours.certificate)) {
         return Ok(primary);
     }
+    let limit = context.config.borrow().general.client_login_timeout;
     let mut filter = MechanismFilter::default();
     let mut begun = Vec::new();
     let reading = async {
@@ -56,7 +56,7 @@ pub(super) async fn settle(
     };
     context
         .ring
-        .timeout(POSTGRES_STARTUP_TIMEOUT, reading)
+        .timeout(limit, reading)
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     if filter.took_plus() && ours.is_some() {

@@ -60,7 +60,7 @@ pub async fn serve(
     let primary = match context.connect(&source.database).await {
         Ok(primary) => primary,
         Err(error) => {
-            tracing::warn!(database = source.database.name, %error, "the primary cannot be reached");
+            context.primary_unreachable(&source.database.name, &error);
             client.write(&encode_error(
                 Severity::Fatal,
                 "08006",
@@ -348,12 +348,17 @@ impl PgSession {
     }
 
     fn end_if_idle(&self) {
-        if !self.tracker.borrow().idle() && self.followed.get() {
-            return;
+        if context::Session::is_quiet(self) {
+            self.end(
+                "57P01",
+                "terminating connection due to administrator command",
+            );
         }
+    }
+
+    fn end(&self, sqlstate: &str, message: &str) {
         if let Some(client) = self.client.upgrade() {
-            let message = "terminating connection due to administrator command";
-            client.write(&encode_error(Severity::Fatal, "57P01", message));
+            client.write(&encode_error(Severity::Fatal, sqlstate, message));
         }
         context::Session::stop(self);
     }
@@ -384,6 +389,26 @@ impl context::Session for PgSession {
     fn drain(&self) {
         self.draining.set(true);
         self.end_if_idle();
+    }
+
+    fn client(&self) -> Option<Socket> {
+        self.client.upgrade()
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.tracker.borrow().idle() || !self.followed.get()
+    }
+
+    fn listens(&self) -> bool {
+        // LISTEN is not followed; PostgreSQL's own idle_session_timeout ends such a session too.
+        false
+    }
+
+    fn end_idle(&self) {
+        self.end(
+            "57P05",
+            "terminating connection due to idle-session timeout",
+        );
     }
 
     fn stop(&self) {

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::limits::POSTGRES_STARTUP_TIMEOUT;
+use crate::limits;
 use crate::protocol::postgres::startup::{
     First, Severity, StartupError, StartupMessage, encode_error, parse_first, repeated_request,
 };
@@ -46,10 +46,11 @@ pub(super) async fn receive(
     client: &Socket,
     tls: Option<&ServerTls>,
 ) -> Result<Hello, Refusal> {
+    let limit = context.config.borrow().general.client_login_timeout;
     let hello = converse(context, shared, client, tls);
     context
         .ring
-        .timeout(POSTGRES_STARTUP_TIMEOUT, hello)
+        .timeout(limit, hello)
         .await
         .unwrap_or(Err(Refusal::TimedOut))
         .inspect_err(|refusal| {
@@ -64,6 +65,15 @@ pub(super) async fn receive(
             };
             client.write(&answer.unwrap_or_default());
         })
+}
+
+/// Tells a client that the listener is full. A cancel is still passed on: it frees and takes nothing.
+pub async fn refuse(context: &Context, shared: &Shared, client: &Socket) {
+    let asked = receive(context, shared, client, None);
+    if let Ok(Ok(_)) = context.ring.timeout(limits::REFUSAL_TIME, asked).await {
+        let message = "sorry, too many clients already";
+        client.write(&encode_error(Severity::Fatal, "53300", message));
+    }
 }
 
 async fn converse(

@@ -22,6 +22,7 @@ use std::sync::Arc;
 pub use admin::{AdminDoor, AdminInbox, AdminRequest};
 pub use cancel::CancelRegistry;
 pub use client::serve;
+pub use handshake::refuse;
 pub use mirror::start_workers;
 pub use outcome::{Identity, PostgresOutcome};
 

@@ -115,6 +115,12 @@ impl Own {
         !state.followed || state.tracker.is_empty()
     }
 
+    /// The client waits to be told something.
+    pub fn listens(&self) -> bool {
+        let state = self.state.borrow();
+        state.tracker.subscriptions() > 0 || state.tracker.is_monitoring()
+    }
+
     /// Commands sent now belong to a transaction.
     pub fn in_transaction(&self) -> bool {
         self.state.borrow().tracker.in_transaction()

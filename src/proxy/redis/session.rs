@@ -7,6 +7,7 @@
 //! [`REDIS_HELD_BYTES_MAX`] goes over the client's own connection as it comes.
 
 use std::cell::{Cell, RefCell};
+use std::io;
 use std::ops::Range;
 use std::rc::{Rc, Weak};
 
@@ -596,7 +597,8 @@ impl Session {
                 true
             }
             Err(problem) => {
-                tracing::warn!(database = database.name, %problem, "no connection for a client");
+                let error = io::Error::other(problem);
+                units.context.primary_unreachable(&database.name, &error);
                 false
             }
         }
@@ -789,13 +791,7 @@ impl Session {
     }
 
     fn end_if_quiet(&self) {
-        let input = self.input.borrow();
-        let busy = self.outstanding.get() > 0
-            || input.through
-            || !input.held.is_empty()
-            || self.own_is(Own::is_tied);
-        drop(input);
-        if !busy {
+        if context::Session::is_quiet(self) {
             self.fail();
         }
     }
@@ -838,6 +834,26 @@ impl context::Session for Session {
             state: if active { "active" } else { "idle" },
             core: 0,
         }
+    }
+
+    fn client(&self) -> Option<Socket> {
+        self.client.borrow().clone()
+    }
+
+    fn is_quiet(&self) -> bool {
+        let input = self.input.borrow();
+        self.outstanding.get() == 0
+            && !input.through
+            && input.held.is_empty()
+            && !self.own_is(|own| !own.is_quiet() || own.in_transaction())
+    }
+
+    fn listens(&self) -> bool {
+        self.own_is(Own::listens)
+    }
+
+    fn end_idle(&self) {
+        self.fail();
     }
 
     fn mirrors_changed(&self) {
