@@ -7,6 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::ops::Range;
 use std::rc::{Rc, Weak};
 
@@ -177,7 +178,8 @@ async fn open(context: Rc<Context>, source: SharedSource, slot: Rc<Slot>, key: L
             *slot.lane.borrow_mut() = Some(lane);
         }
         Err(problem) => {
-            tracing::warn!(database = database.name, %problem, "no lane to the database");
+            let error = io::Error::other(problem.clone());
+            context.primary_unreachable(&database.name, &error);
             *slot.failure.borrow_mut() = Some((context.ring.now_ns(), problem));
         }
     }
