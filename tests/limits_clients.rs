@@ -531,6 +531,7 @@ fn out_of_descriptors(proxy: &ProxyProcess, left: usize) {
     println!("{left} descriptors left, for 2 s: {used} ticks of CPU");
     assert!(used < 60, "{used} ticks of CPU in two seconds: it spins");
     drop(crowd);
+    limit_fds(proxy.pid(), 500);
     let again = eventually(PATIENCE, || ping_once(proxy.address()));
     assert!(again.is_some(), "nobody is served after the shortage");
 }
