@@ -91,6 +91,10 @@ pub const PACE_GRAIN_NS: u64 = 1_000_000;
 /// fill the rings with units that only wait for their time.
 pub const PACE_LAG_NS_MAX: u64 = 5_000_000_000;
 
+/// Pause between two log lines about statements that fail on a mirror, and between two about its lost connections: an
+/// operator needs to learn of it, not of each.
+pub const MIRROR_LOG_INTERVAL_NS: u64 = 5_000_000_000;
+
 // --- proxy ------------------------------------------------------------------------------------
 
 /// How long a client that is refused for want of room may take to say whom it wants, and then to hear the answer.
@@ -192,3 +196,35 @@ pub const CONFIG_FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// Bytes of a password file: what a Postgres or Redis login could carry in one message of a sensible size.
 pub const SECRET_FILE_BYTES_MAX: u64 = 64 << 10;
+
+// --- admin SQL ---
+
+/// Words of one admin statement: the longest one has eight.
+pub const ADMIN_STATEMENT_TOKENS_MAX: usize = 32;
+
+/// One message of an admin client: the longest statement that means anything is far below.
+pub const ADMIN_MESSAGE_BYTES_MAX: usize = 16 * 1024;
+
+/// Prepared statements and portals of one admin session.
+pub const ADMIN_PREPARED_MAX: usize = 64;
+
+/// Admin statements that wait for the control thread, all sessions together.
+pub const ADMIN_REQUESTS_MAX: usize = 64;
+
+/// How long an admin client waits for its answer; a reload waits for every core.
+pub const ADMIN_ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+// --- TLS ---
+
+/// From the first byte of a TLS handshake to its last: three round trips over the worst link, and a busy core.
+pub const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Plaintext that is encrypted at a time: one TLS record of the largest size, so that a large write is never held
+/// twice.
+pub const TLS_WRITE_BYTES: usize = 16 * 1024;
+
+/// Answers of TLS itself (key updates, alerts) to a peer that takes none of them. An honest peer is owed a hundred
+/// bytes or so.
+pub const TLS_UNREAD_ANSWERS_BYTES: usize = 64 * 1024;
+
+/// TLS 1.3 tickets, and sessions that a server or client remembers: one per client that is likely to come back soon.
+pub const TLS_SESSIONS_MAX: usize = 1024;

@@ -50,6 +50,7 @@ fn every_falsified_reply_of_the_embedded_candidate_is_found_and_nothing_else() {
         "{text}"
     );
     assert_eq!(number_after(&text, "+ dropped "), 0, "{text}");
+    assert!(!text.contains("p50 -"), "latencies are missing: {text}");
     let falsified = number_after(&text, "The candidate falsified ");
     assert!(falsified > 20, "{text}");
     assert_eq!(number_after(&text, "replies; "), falsified, "{text}");

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use ureq::Agent;
 
+use super::listing::{self, Column, ColumnType};
 use super::report::{Report, render};
 use super::table::{Table, bytes, count, duration, nanos, printable, share};
 
@@ -15,6 +16,9 @@ use crate::limits::CTL_ANSWER_BYTES_MAX;
 /// A reload or drain waits for the cores; longer than `drain_timeout` should be.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How `ctl` names itself, so that the log tells it from other HTTP clients.
+pub(super) const CTL_AGENT: &str = concat!("parhelion-ctl/", env!("CARGO_PKG_VERSION"));
+
 /// What to do.
 #[derive(Clone, Debug, PartialEq, clap::Subcommand)]
 pub enum CtlCommand {
@@ -22,6 +26,14 @@ pub enum CtlCommand {
     Status,
     /// Every mirror: ledger, latency, divergences, verdict
     Mirrors,
+    /// The source databases: clients, requests, errors, latency
+    Databases,
+    /// The open client connections
+    Clients,
+    /// The connections to primaries and mirrors
+    Servers,
+    /// The config in force, without secrets
+    Config,
     /// Examples of divergences, newest first
     Divergences {
         /// Only this kind, such as data_mismatch
@@ -42,10 +54,17 @@ pub enum CtlCommand {
     },
     /// Set the share of units that a mirror is offered
     Exposure {
-        /// The mirror
+        /// The mirror, or '*' for every mirror
         name: String,
         /// From 0 to 1
         exposure: f64,
+    },
+    /// Set the length of a mirror's rings, in units per client
+    Queue {
+        /// The mirror, or '*' for every mirror
+        name: String,
+        /// At least 1
+        units: u64,
     },
     /// Set the mode of a dual write
     Mode {
@@ -64,10 +83,17 @@ pub enum CtlCommand {
         /// The mirror
         name: String,
     },
+    /// Replace a mirror's connections; what is on its way there is lost
+    Reconnect {
+        /// The mirror, or '*' for every mirror
+        name: String,
+    },
     /// Read the config files again
     Reload,
     /// Take no new clients and let the mirrors empty their queues
     Drain,
+    /// Drain and end the process
+    Shutdown,
     /// Rates, live
     Top {
         /// Seconds between two readings
@@ -149,6 +175,10 @@ pub fn run(
                 show_done,
             )
         }
+        CtlCommand::Queue { name, units } => {
+            let path = format!("/api/mirrors/{}/queue", percent(&name));
+            (client.post(&path, json!({"units": units}))?, show_done)
+        }
         CtlCommand::Mode { name, mode } => {
             let path = format!("/api/dual_write/{}/mode", percent(&name));
             (client.post(&path, json!({"mode": mode}))?, show_done)
@@ -161,8 +191,17 @@ pub fn run(
             let path = format!("/api/mirrors/{}/resume", percent(&name));
             (client.post(&path, json!({}))?, show_done)
         }
+        CtlCommand::Reconnect { name } => {
+            let path = format!("/api/mirrors/{}/reconnect", percent(&name));
+            (client.post(&path, json!({}))?, show_done)
+        }
         CtlCommand::Reload => (client.post("/api/reload", json!({}))?, show_done),
         CtlCommand::Drain => (client.post("/api/drain", json!({}))?, show_done),
+        CtlCommand::Shutdown => (client.post("/api/shutdown", json!({}))?, show_done),
+        CtlCommand::Databases => (client.get("/api/databases")?, show_databases),
+        CtlCommand::Clients => (client.get("/api/clients")?, show_clients),
+        CtlCommand::Servers => (client.get("/api/servers")?, show_servers),
+        CtlCommand::Config => (client.get("/api/config")?, show_config),
     };
     if json {
         writeln!(out, "{answer:#}")?;
@@ -201,6 +240,7 @@ impl Client {
             .http_status_as_error(false)
             // A proxy of the environment would see the token, and the API refuses its Host.
             .proxy(None)
+            .user_agent(CTL_AGENT)
             .build();
         let base = url.trim_end_matches('/');
         let scheme = if base.contains("://") { "" } else { "http://" };
@@ -420,6 +460,56 @@ fn show_divergences(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
         first + 1,
         n(&answer["total"])
     )
+}
+
+fn show_listing(
+    columns: &[Column],
+    items: &Value,
+    none: &str,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let rows = listing::rows(columns, self::items(items));
+    if rows.is_empty() {
+        return writeln!(out, "{none}");
+    }
+    let header: Vec<&str> = columns.iter().map(|column| column.name).collect();
+    let mut table = Table::new(&header);
+    for row in rows {
+        let cell = |(column, value): (&Column, &Value)| match value {
+            Value::Null => "-".to_owned(),
+            Value::String(text) => text.clone(),
+            value if column.name.ends_with("_ns") => nanos(n(value)),
+            Value::Number(_) if column.kind == ColumnType::Integer => count(n(value)),
+            other => other.to_string(),
+        };
+        table.row(columns.iter().zip(&row).map(cell).collect());
+    }
+    table.write(out)
+}
+
+fn show_databases(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
+    show_listing(
+        listing::DATABASES,
+        &answer["databases"],
+        "no databases",
+        out,
+    )
+}
+
+fn show_clients(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
+    show_listing(listing::CLIENTS, &answer["clients"], "no clients", out)
+}
+
+fn show_servers(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
+    show_listing(listing::SERVERS, &answer["servers"], "no servers", out)
+}
+
+fn show_config(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
+    for line in listing::flatten(answer) {
+        let (key, value) = (s(&line[0]), s(&line[1]));
+        writeln!(out, "{} = {}", printable(&key), printable(&value))?;
+    }
+    Ok(())
 }
 
 fn show_done(answer: &Value, out: &mut dyn Write) -> io::Result<()> {

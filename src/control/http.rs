@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequestParts, Path, Query, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -16,7 +17,8 @@ use axum::{Json, Router, middleware};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::commands::{CommandError, Commands};
+use super::commands::{CommandError, Operation, Who};
+use super::ctl::CTL_AGENT;
 use super::divergences::DivergenceFilter;
 use super::guard::guard;
 use super::listener::{BoundedListener, Peer};
@@ -73,16 +75,20 @@ fn router(state: Arc<ControlState>) -> Router {
         .route("/api/status", get(status))
         .route("/api/mirrors", get(mirrors))
         .route("/api/databases", get(databases))
+        .route("/api/clients", get(clients))
+        .route("/api/servers", get(servers))
         .route("/api/divergences", get(divergences))
         .route("/api/latency", get(latency))
         .route("/api/config", get(config))
         .route("/api/mirrors/{name}/exposure", post(set_exposure))
+        .route("/api/mirrors/{name}/queue", post(set_queue))
         .route("/api/mirrors/{name}/pause", post(pause))
         .route("/api/mirrors/{name}/resume", post(resume))
         .route("/api/mirrors/{name}/reconnect", post(reconnect))
         .route("/api/dual_write/{name}/mode", post(set_mode))
         .route("/api/reload", post(reload))
         .route("/api/drain", post(drain))
+        .route("/api/shutdown", post(shutdown))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&state), guard))
@@ -143,29 +149,37 @@ async fn readyz(State(state): Shared) -> (StatusCode, &'static str) {
     }
 }
 
-async fn status(State(state): Shared) -> Response {
-    // Asks the runtime, which may take a while.
-    match tokio::task::spawn_blocking(move || view::status(&state)).await {
-        Ok(value) => Json(value).into_response(),
-        Err(panic) => error(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "failed",
-            &panic.to_string(),
-        ),
-    }
+async fn status(State(state): Shared, who: Asker) -> Response {
+    perform(state, who, Operation::Status).await
 }
 
-async fn mirrors(State(state): Shared) -> Json<Value> {
-    Json(view::mirrors(&state))
+async fn mirrors(State(state): Shared, who: Asker) -> Response {
+    perform(state, who, Operation::Mirrors).await
 }
 
-async fn databases(State(state): Shared) -> Json<Value> {
-    Json(view::databases(&state))
+async fn databases(State(state): Shared, who: Asker) -> Response {
+    perform(state, who, Operation::Databases).await
 }
 
-async fn divergences(State(state): Shared, Query(mut filter): Query<DivergenceFilter>) -> Response {
+async fn clients(State(state): Shared, who: Asker) -> Response {
+    perform(state, who, Operation::Clients).await
+}
+
+async fn servers(State(state): Shared, who: Asker) -> Response {
+    perform(state, who, Operation::Servers).await
+}
+
+async fn divergences(
+    State(state): Shared,
+    who: Asker,
+    Query(mut filter): Query<DivergenceFilter>,
+) -> Response {
     filter.limit = filter.limit.min(DIVERGENCES_PER_ANSWER_MAX);
-    Json(view::divergences(&state, &filter)).into_response()
+    perform(state, who, Operation::Divergences(filter)).await
+}
+
+async fn config(State(state): Shared, who: Asker) -> Response {
+    perform(state, who, Operation::Config).await
 }
 
 #[derive(Deserialize)]
@@ -184,38 +198,54 @@ async fn latency(State(state): Shared, Query(query): Query<LatencyQuery>) -> Res
     }
 }
 
-async fn config(State(state): Shared) -> Json<Arc<Value>> {
-    Json(state.config())
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ExposureBody {
     exposure: f64,
 }
 
-async fn set_exposure(State(state): Shared, Path(name): Path<String>, body: Bytes) -> Response {
-    let body: ExposureBody = match parse(&body) {
-        Ok(body) => body,
-        Err(response) => return *response,
-    };
-    if !(0.0..=1.0).contains(&body.exposure) {
-        let message = format!("exposure is a share from 0 to 1, not {}", body.exposure);
-        return command_error(&CommandError::Invalid(message));
+async fn set_exposure(
+    State(state): Shared,
+    who: Asker,
+    Path(mirror): Path<String>,
+    body: Bytes,
+) -> Response {
+    match parse::<ExposureBody>(&body) {
+        Ok(ExposureBody { exposure }) => {
+            perform(state, who, Operation::SetExposure { mirror, exposure }).await
+        }
+        Err(response) => *response,
     }
-    command(state, move |c| c.set_exposure(&name, body.exposure)).await
 }
 
-async fn pause(State(state): Shared, Path(name): Path<String>) -> Response {
-    command(state, move |c| c.pause(&name)).await
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct QueueBody {
+    units: u64,
 }
 
-async fn resume(State(state): Shared, Path(name): Path<String>) -> Response {
-    command(state, move |c| c.resume(&name)).await
+async fn set_queue(
+    State(state): Shared,
+    who: Asker,
+    Path(mirror): Path<String>,
+    body: Bytes,
+) -> Response {
+    match parse::<QueueBody>(&body) {
+        Ok(QueueBody { units }) => perform(state, who, Operation::SetQueue { mirror, units }).await,
+        Err(response) => *response,
+    }
 }
 
-async fn reconnect(State(state): Shared, Path(name): Path<String>) -> Response {
-    command(state, move |c| c.reconnect(&name)).await
+async fn pause(State(state): Shared, who: Asker, Path(mirror): Path<String>) -> Response {
+    perform(state, who, Operation::Pause { mirror }).await
+}
+
+async fn resume(State(state): Shared, who: Asker, Path(mirror): Path<String>) -> Response {
+    perform(state, who, Operation::Resume { mirror }).await
+}
+
+async fn reconnect(State(state): Shared, who: Asker, Path(mirror): Path<String>) -> Response {
+    perform(state, who, Operation::Reconnect { mirror }).await
 }
 
 #[derive(Deserialize)]
@@ -224,20 +254,28 @@ struct ModeBody {
     mode: String,
 }
 
-async fn set_mode(State(state): Shared, Path(name): Path<String>, body: Bytes) -> Response {
-    let body: ModeBody = match parse(&body) {
-        Ok(body) => body,
-        Err(response) => return *response,
-    };
-    command(state, move |c| c.set_mode(&name, &body.mode)).await
+async fn set_mode(
+    State(state): Shared,
+    who: Asker,
+    Path(name): Path<String>,
+    body: Bytes,
+) -> Response {
+    match parse::<ModeBody>(&body) {
+        Ok(ModeBody { mode }) => perform(state, who, Operation::SetMode { name, mode }).await,
+        Err(response) => *response,
+    }
 }
 
-async fn reload(State(state): Shared) -> Response {
-    command(state, |c| c.reload()).await
+async fn reload(State(state): Shared, who: Asker) -> Response {
+    perform(state, who, Operation::Reload).await
 }
 
-async fn drain(State(state): Shared) -> Response {
-    command(state, |c| c.drain()).await
+async fn drain(State(state): Shared, who: Asker) -> Response {
+    perform(state, who, Operation::Drain).await
+}
+
+async fn shutdown(State(state): Shared, who: Asker) -> Response {
+    perform(state, who, Operation::Shutdown).await
 }
 
 async fn not_found() -> Response {
@@ -260,12 +298,25 @@ fn parse<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Box<Response>> 
     })
 }
 
-/// Runs a command off the event loop: health probes go on while the runtime takes its time.
-async fn command(
-    state: Arc<ControlState>,
-    run: impl FnOnce(&dyn Commands) -> Result<Value, CommandError> + Send + 'static,
-) -> Response {
-    match tokio::task::spawn_blocking(move || run(&*state.commands)).await {
+/// Who sends a request, for the log: `ctl` says so itself.
+struct Asker(Who);
+
+impl<S: Sync> FromRequestParts<S> for Asker {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        let peer = parts.extensions.get::<ConnectInfo<Peer>>();
+        let name = peer.map_or_else(String::new, |ConnectInfo(Peer(at))| at.to_string());
+        let agent = parts.headers.get(header::USER_AGENT);
+        let is_ctl = agent.is_some_and(|agent| agent == CTL_AGENT);
+        Ok(Asker(Who::new(if is_ctl { "ctl" } else { "http" }, name)))
+    }
+}
+
+/// Carries out an operation off the event loop: health probes go on while the runtime takes its time.
+async fn perform(state: Arc<ControlState>, Asker(who): Asker, operation: Operation) -> Response {
+    let done = tokio::task::spawn_blocking(move || state.perform(&who, &operation));
+    match done.await {
         Ok(Ok(value)) => Json(value).into_response(),
         Ok(Err(error)) => command_error(&error),
         Err(panic) => command_error(&CommandError::Failed(panic.to_string())),

@@ -1,20 +1,22 @@
-//! The control side: HTTP, `parhelion ctl`, the dashboard and the report.
+//! The control side: HTTP, admin SQL, `parhelion ctl`, the dashboard and the report.
 //!
 //! Runs on the control thread, never on a data core. It reads what the cores count and hands commands to the
 //! runtime through [`Commands`]; it owns no traffic and decides nothing about it.
 
+pub mod admin_sql;
 pub mod commands;
 pub mod ctl;
 pub mod divergences;
 mod guard;
 pub mod http;
 mod listener;
+pub mod listing;
 pub mod report;
 mod report_svg;
 pub mod state;
 mod table;
 pub mod view;
 
-pub use self::commands::{CommandError, Commands};
+pub use self::commands::{CommandError, Commands, Operation, Who};
 pub use self::divergences::{DivergenceRecord, DivergenceStore};
 pub use self::state::{ControlState, Verdict};

@@ -66,7 +66,7 @@ fn report_json(state: &ControlState) -> Value {
         "totals": status["totals"],
         "databases": view::databases(state)["databases"],
         "mirrors": mirrors["mirrors"],
-        "config": *state.config(),
+        "config": state.config(),
     })
 }
 

@@ -5,15 +5,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use arc_swap::ArcSwap;
 use serde_json::Value;
 
-use super::commands::Commands;
+use super::commands::{CommandError, Commands, EVERY, Operation, Who};
 use super::divergences::DivergenceStore;
+use super::view;
 use crate::metrics::{MirrorTotal, Registry, Scrape};
 
 /// What stands in for a secret wherever the config is shown.
 pub const MASK: &str = "********";
+
+/// Longest ring that an operator can ask for; the config's own bound.
+const QUEUE_UNITS_MAX: u64 = 1 << 20;
 
 /// Whether a candidate is ready, and why.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -38,7 +41,6 @@ pub struct ControlState {
     /// The version of the build.
     pub version: &'static str,
     judge: Box<Judge>,
-    config: ArcSwap<Value>,
     token: Option<String>,
     started: SystemTime,
     started_at: Instant,
@@ -73,7 +75,6 @@ impl ControlState {
             commands,
             version: env!("CARGO_PKG_VERSION"),
             judge,
-            config: ArcSwap::from_pointee(Value::Null),
             token,
             started: SystemTime::now(),
             started_at: Instant::now(),
@@ -83,15 +84,80 @@ impl ControlState {
         }
     }
 
-    /// Takes the config that is in force, to be shown; its secrets are masked here.
-    pub fn set_config(&self, mut config: Value) {
+    /// The config that is in force, without its secrets.
+    pub fn config(&self) -> Value {
+        let mut config = self.commands.config().unwrap_or(Value::Null);
         mask_secrets(&mut config);
-        self.config.store(Arc::new(config));
+        config
     }
 
-    /// The config that is in force, without its secrets.
-    pub fn config(&self) -> Arc<Value> {
-        self.config.load_full()
+    /// Carries out what an operator asks, on whichever surface, and logs who changed what. Blocks for as long as the
+    /// cores need.
+    ///
+    /// # Errors
+    /// See [`CommandError`]; nothing has changed then, but for "every mirror", which stops at the first refusal.
+    pub fn perform(&self, who: &Who, operation: &Operation) -> Result<Value, CommandError> {
+        let result = self.carry_out(operation);
+        if operation.changes() {
+            let (what, subject) = (operation.name(), operation.subject());
+            match &result {
+                Ok(answer) => tracing::info!(by = %who, what, subject, %answer, "operator command"),
+                Err(error) => {
+                    tracing::warn!(by = %who, what, subject, %error, "operator command refused");
+                }
+            }
+        }
+        result
+    }
+
+    fn carry_out(&self, operation: &Operation) -> Result<Value, CommandError> {
+        let commands = &*self.commands;
+        match operation {
+            Operation::Status => Ok(view::status(self)),
+            Operation::Config => Ok(self.config()),
+            Operation::Databases => Ok(view::databases(self)),
+            Operation::Mirrors => Ok(view::mirrors(self)),
+            Operation::Divergences(filter) => Ok(view::divergences(self, filter)),
+            Operation::Clients => commands.clients(),
+            Operation::Servers => commands.servers(),
+            Operation::SetExposure { mirror, exposure } => {
+                if !(0.0..=1.0).contains(exposure) {
+                    return Err(CommandError::Invalid(format!(
+                        "exposure is a share from 0.0 to 1.0, not {exposure}; write e.g. 0.1 for 10 %"
+                    )));
+                }
+                self.each(mirror, |name| commands.set_exposure(name, *exposure))
+            }
+            Operation::SetQueue { mirror, units } => {
+                if !(1..=QUEUE_UNITS_MAX).contains(units) {
+                    return Err(CommandError::Invalid(format!(
+                        "a ring holds 1 to {QUEUE_UNITS_MAX} units, not {units}"
+                    )));
+                }
+                self.each(mirror, |name| commands.set_queue(name, *units))
+            }
+            Operation::Pause { mirror } => self.each(mirror, |name| commands.pause(name)),
+            Operation::Resume { mirror } => self.each(mirror, |name| commands.resume(name)),
+            Operation::Reconnect { mirror } => self.each(mirror, |name| commands.reconnect(name)),
+            Operation::SetMode { name, mode } => commands.set_mode(name, mode),
+            Operation::Reload => commands.reload(),
+            Operation::Drain => commands.drain(),
+            Operation::Shutdown => commands.shutdown(),
+        }
+    }
+
+    fn each(
+        &self,
+        name: &str,
+        run: impl Fn(&str) -> Result<Value, CommandError>,
+    ) -> Result<Value, CommandError> {
+        if name != EVERY {
+            return run(name);
+        }
+        let names = self.commands.mirrors()?;
+        let answers: Result<Vec<Value>, CommandError> =
+            names.iter().map(|name| run(name)).collect();
+        Ok(serde_json::json!({ "mirrors": answers? }))
     }
 
     /// Says that every core accepts.

@@ -44,12 +44,11 @@ impl MirrorView {
     fn read(json: &Value) -> MirrorView {
         let ledger = json.get("ledger").unwrap_or(&Value::Null);
         let count = |name: &str| ledger.get(name).and_then(Value::as_u64).unwrap_or(0);
-        let latency = |name: &str| {
-            ["p50_us", "p99_us"].map(|quantile| {
-                json.get(name)
-                    .and_then(|side| side.get(quantile))
+        let latency = |side: &str| {
+            ["p50_ns", "p99_ns"].map(|quantile| {
+                json.pointer(&format!("/latency/{side}/{quantile}"))
                     .and_then(Value::as_f64)
-                    .map(|micros| micros.round().max(0.0) as u64)
+                    .map(|nanos| (nanos / 1000.0).round().max(0.0) as u64)
             })
         };
         MirrorView {
@@ -63,8 +62,8 @@ impl MirrorView {
             dropped: labelled(ledger.get("dropped")),
             compared: json.get("compared").and_then(Value::as_u64).unwrap_or(0),
             divergences: labelled(json.get("divergences")),
-            primary_us: latency("primary_latency"),
-            mirror_us: latency("mirror_latency"),
+            primary_us: latency("primary"),
+            mirror_us: latency("mirror"),
         }
     }
 
@@ -205,7 +204,7 @@ mod tests {
                 "observed": 20, "excluded": 1, "unexposed": 2, "offered": 17, "delivered": 10, "errored": 2,
                 "in_flight": 1, "dropped": {"queue_full": 3, "oversize": 1, "paused": 0},
             },
-            "primary_latency": {"p50_us": 120, "p99_us": 900.4},
+            "latency": {"primary": {"p50_ns": 120_000, "p99_ns": 900_400}},
             "divergences": {"data_mismatch": 4},
         });
         let view = MirrorView::read(&json);

@@ -3,14 +3,14 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
-use std::net::ToSocketAddrs;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
 
-use crate::config::{Config, Endpoint};
+use super::tls::TlsStore;
+use crate::config::Config;
 use crate::limits::{
     DIVERGENCE_LOG_INTERVAL_NS, GONE_BUSY, GONE_QUIET, IDLE_LOOK, RATE_LIMIT_LEN_MAX,
 };
@@ -18,7 +18,7 @@ use crate::metrics::{CoreMetrics, Registry};
 use crate::mirror::dispatch::MemoryBudget;
 use crate::mirror::divergence::RateLimit;
 use crate::mirror::unit::ClientId;
-use crate::ring::{Address, Queues, Ring, Socket};
+use crate::ring::{Queues, Ring, Socket};
 
 /// What a core tells the control thread. The channel is bounded; what does not fit is counted.
 #[derive(Debug)]
@@ -66,6 +66,31 @@ pub trait Session {
     fn listens(&self) -> bool;
     /// Ends the session because its client has been silent for too long.
     fn end_idle(&self);
+    /// What an operator sees of it.
+    fn describe(&self) -> SessionInfo {
+        SessionInfo::default()
+    }
+    /// The mirrors of its source have changed: from its next unit on it may have to collect what it did not before.
+    fn mirrors_changed(&self) {}
+}
+
+/// What an operator sees of a session.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct SessionInfo {
+    /// Its number.
+    pub id: u64,
+    /// The source database.
+    pub database: String,
+    /// `postgres` or `redis`.
+    pub protocol: &'static str,
+    /// The user that it named; empty where that is not known.
+    pub user: String,
+    /// The client's address; empty for a unix socket.
+    pub peer: String,
+    /// `active` while something is outstanding, else `idle`.
+    pub state: &'static str,
+    /// Index of the core.
+    pub core: usize,
 }
 
 /// The state of one core that its sessions share.
@@ -82,6 +107,8 @@ pub struct Context {
     pub registry: Arc<Registry>,
     /// The config in force for new connections.
     pub config: RefCell<Arc<Config>>,
+    /// Certificates and keys in force.
+    pub tls: Arc<TlsStore>,
     /// What all rings of this core may hold.
     pub budget: MemoryBudget,
     /// Decides exposure.
@@ -104,6 +131,7 @@ impl Context {
         queues: Queues,
         registry: Arc<Registry>,
         config: Arc<Config>,
+        tls: Arc<TlsStore>,
         events: Sender<Event>,
     ) -> Context {
         Context {
@@ -115,6 +143,7 @@ impl Context {
             queues,
             registry,
             config: RefCell::new(config),
+            tls,
             events,
             sessions: RefCell::default(),
             // Unique in the process: the core's number in the top bits.
@@ -207,6 +236,25 @@ impl Context {
         }
     }
 
+    /// Tells every session that the mirrors of its source may be others now.
+    pub fn mirrors_changed(&self) {
+        self.live_sessions()
+            .iter()
+            .for_each(|session| session.mirrors_changed());
+    }
+
+    /// Every session, for an operator.
+    pub fn describe_sessions(&self) -> Vec<SessionInfo> {
+        let sessions = self.live_sessions();
+        sessions
+            .iter()
+            .map(|session| SessionInfo {
+                core: self.core,
+                ..session.describe()
+            })
+            .collect()
+    }
+
     fn live_sessions(&self) -> Vec<Rc<dyn Session>> {
         self.sessions
             .borrow()
@@ -220,35 +268,5 @@ impl Context {
         if self.events.try_send(event).is_err() {
             self.metrics.event_drops.add(1);
         }
-    }
-
-    /// Connects to a database within `connect_timeout`.
-    ///
-    /// # Errors
-    /// Resolution, refusal, timeout.
-    pub async fn connect(&self, endpoint: &Endpoint) -> io::Result<Socket> {
-        let limit = self.config.borrow().general.connect_timeout;
-        let addresses = resolve(endpoint)?;
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-        for address in addresses {
-            match self.ring.timeout(limit, self.ring.connect(&address)).await {
-                Ok(Ok(socket)) => return Ok(socket),
-                Ok(Err(error)) => last = error,
-                Err(_) => last = io::ErrorKind::TimedOut.into(),
-            }
-        }
-        Err(last)
-    }
-}
-
-/// The addresses of an endpoint. An IP address costs nothing; a name asks the system's resolver, which may block
-/// this core: give addresses or names from /etc/hosts where that matters.
-fn resolve(endpoint: &Endpoint) -> io::Result<Vec<Address>> {
-    match endpoint {
-        Endpoint::Unix(path) => Ok(vec![Address::Unix(path.clone())]),
-        Endpoint::Tcp { host, port } => Ok((host.as_str(), *port)
-            .to_socket_addrs()?
-            .map(Address::Tcp)
-            .collect()),
     }
 }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::config::{Database, Mirroring};
+use crate::limits::MIRRORS_MAX;
 use crate::metrics::MirrorMetrics;
 use crate::mirror::dispatch::{Bounds, Dispatcher, MemoryBudget};
 use crate::mirror::exposure::{Exposure, ExposureSet};
@@ -34,6 +35,12 @@ pub struct Mirror<O> {
     pub oldest_sent_ns: Cell<u64>,
     /// Set when the workers shall end: at a stop, or when the mirror is taken out of the config.
     pub retired: Cell<bool>,
+    /// Woken when `retired` is set.
+    pub retiring: WaitQueue,
+    /// Whether the workers keep something per client and empty `left`.
+    pub follows_clients: Cell<bool>,
+    /// Clients that have left since the workers last looked.
+    pub left: RefCell<Vec<ClientId>>,
 }
 
 impl<O: Outcome> Mirror<O> {
@@ -49,10 +56,6 @@ impl<O: Outcome> Mirror<O> {
             units: options.queue_length,
             bytes: queue_bytes,
         };
-        metrics.settings.set_exposure(options.exposure);
-        metrics
-            .settings
-            .set_queue_bounds(bounds.units as u64, bounds.bytes as u64);
         Mirror {
             source: source.to_owned(),
             level: level(options.level),
@@ -69,6 +72,9 @@ impl<O: Outcome> Mirror<O> {
             connections: RefCell::default(),
             oldest_sent_ns: Cell::new(u64::MAX),
             retired: Cell::new(false),
+            retiring: WaitQueue::default(),
+            follows_clients: Cell::new(false),
+            left: RefCell::default(),
         }
     }
 
@@ -128,7 +134,15 @@ impl<O: Outcome> Mirror<O> {
         drop(dispatcher);
         self.end_connections();
         self.work.wake_all();
+        self.retiring.wake_all();
         self.note_queue();
+    }
+
+    /// Waits until the mirror is retired.
+    pub async fn until_retired(&self) {
+        while !self.retired.get() {
+            self.retiring.wait().await;
+        }
     }
 
     /// Whether every unit that was offered is settled.
@@ -137,10 +151,22 @@ impl<O: Outcome> Mirror<O> {
     }
 }
 
-/// All mirrors of one source on one core.
+/// A mirror in its place: bit `index` of a [`MirrorSet`].
+struct Slot<O> {
+    index: usize,
+    mirror: Rc<Mirror<O>>,
+    /// From when it is here. A unit that began before was not drawn for it, whatever its bit says.
+    since_ns: u64,
+}
+
+/// All mirrors of one source on one core. Sessions hold the group; its mirrors come and go with the config.
+///
+/// A mirror keeps its bit as long as it is in the config, and a bit goes to another mirror only when every other one
+/// has been used since: a set that was drawn for a unit under way stays right.
 pub struct MirrorGroup<O> {
-    /// In the order of their bits in a [`MirrorSet`].
-    pub mirrors: Vec<Rc<Mirror<O>>>,
+    slots: RefCell<Vec<Slot<O>>>,
+    /// Where the search for a free bit begins.
+    next_slot: Cell<usize>,
     /// Units for reuse.
     pub units: UnitPool<Chunk, O>,
     exposures: RefCell<ExposureSet>,
@@ -149,21 +175,50 @@ pub struct MirrorGroup<O> {
 }
 
 impl<O: Outcome> MirrorGroup<O> {
-    /// The group of these mirrors.
-    pub fn new(mirrors: Vec<Rc<Mirror<O>>>, units: UnitPool<Chunk, O>) -> MirrorGroup<O> {
-        let group = MirrorGroup {
-            mirrors,
+    /// A group without mirrors.
+    pub fn new(units: UnitPool<Chunk, O>) -> MirrorGroup<O> {
+        MirrorGroup {
+            slots: RefCell::default(),
+            next_slot: Cell::new(0),
             units,
             exposures: RefCell::default(),
             bytes_max: Cell::new(0),
-        };
-        group.refresh();
-        group
+        }
+    }
+
+    /// Puts these mirrors in force, from the next unit of every session on. One that was here stays where it was.
+    pub fn set_mirrors(&self, mirrors: &[Rc<Mirror<O>>], now_ns: u64) {
+        let mut slots = self.slots.borrow_mut();
+        slots.retain(|slot| {
+            mirrors
+                .iter()
+                .any(|mirror| Rc::ptr_eq(mirror, &slot.mirror))
+        });
+        for mirror in mirrors {
+            if slots.iter().any(|slot| Rc::ptr_eq(mirror, &slot.mirror)) {
+                continue;
+            }
+            let first = self.next_slot.get();
+            let places = (0..MIRRORS_MAX).map(|step| (first + step) % MIRRORS_MAX);
+            let is_free = |index: &usize| slots.iter().all(|slot| slot.index != *index);
+            // The config bounds mirrors, so there is a free place.
+            let Some(index) = { places }.find(is_free) else {
+                continue;
+            };
+            self.next_slot.set((index + 1) % MIRRORS_MAX);
+            slots.push(Slot {
+                index,
+                mirror: mirror.clone(),
+                since_ns: now_ns,
+            });
+        }
+        drop(slots);
+        self.refresh();
     }
 
     /// Whether there is nobody to mirror to.
     pub fn is_empty(&self) -> bool {
-        self.mirrors.is_empty()
+        self.slots.borrow().is_empty()
     }
 
     /// The largest unit that any ring takes, in bytes.
@@ -173,18 +228,23 @@ impl<O: Outcome> MirrorGroup<O> {
 
     /// Whether any mirror compares data and not just outcomes.
     pub fn compares_rows(&self) -> bool {
-        self.mirrors
+        self.slots
+            .borrow()
             .iter()
-            .any(|mirror| mirror.options.compare == crate::config::Compare::Rows)
+            .any(|slot| slot.mirror.options.compare == crate::config::Compare::Rows)
     }
 
     /// Takes over what was changed at run time: exposures, pauses, bounds.
     pub fn refresh(&self) {
-        let mut exposures = Vec::with_capacity(self.mirrors.len());
+        let slots = self.slots.borrow();
+        let len = slots.iter().map(|slot| slot.index + 1).max().unwrap_or(0);
+        let mut exposures = vec![Exposure::NONE; len];
         let mut bytes_max = 0;
-        for mirror in &self.mirrors {
+        for Slot { index, mirror, .. } in slots.iter() {
             let settings = &mirror.metrics.settings;
-            exposures.push(Exposure::new(settings.exposure()).unwrap_or(Exposure::NONE));
+            if !mirror.retired.get() {
+                exposures[*index] = Exposure::new(settings.exposure()).unwrap_or(Exposure::NONE);
+            }
             let (units, bytes) = settings.queue_bounds();
             let bounds = Bounds {
                 units: units as usize,
@@ -193,7 +253,7 @@ impl<O: Outcome> MirrorGroup<O> {
             bytes_max = bytes_max.max(bounds.bytes);
             let mut dispatcher = mirror.dispatcher.borrow_mut();
             dispatcher.set_bounds(bounds);
-            dispatcher.set_paused(settings.paused());
+            dispatcher.set_paused(settings.paused() || mirror.retired.get());
             drop(dispatcher);
             mirror.work.wake_all();
         }
@@ -215,10 +275,11 @@ impl<O: Outcome> MirrorGroup<O> {
     /// Seals a unit and gives it to the mirrors in `exposed` whose level admits it; books it with all.
     pub fn seal(&self, draft: Draft<Chunk, O>, exposed: MirrorSet, now_ns: u64) {
         let unit = draft.seal(now_ns);
-        for (index, mirror) in self.mirrors.iter().enumerate() {
+        for slot in self.slots.borrow().iter() {
+            let mirror = &slot.mirror;
             if !mirror.level.admits(unit.class) {
                 mirror.dispatcher.borrow_mut().exclude();
-            } else if exposed.contains(index) {
+            } else if exposed.contains(slot.index) && unit.began_ns >= slot.since_ns {
                 mirror.offer(&unit);
             } else {
                 mirror.dispatcher.borrow_mut().leave_unexposed();
@@ -229,14 +290,14 @@ impl<O: Outcome> MirrorGroup<O> {
 
     /// Books a unit that no mirror sees, whatever the draw.
     pub fn exclude(&self) {
-        for mirror in &self.mirrors {
-            mirror.dispatcher.borrow_mut().exclude();
+        for slot in self.slots.borrow().iter() {
+            slot.mirror.dispatcher.borrow_mut().exclude();
         }
     }
 
     /// Books a unit of this class that the draw left out for all.
     pub fn leave_out(&self, class: Class) {
-        for mirror in &self.mirrors {
+        for Slot { mirror, .. } in self.slots.borrow().iter() {
             let mut dispatcher = mirror.dispatcher.borrow_mut();
             match mirror.level.admits(class) {
                 true => dispatcher.leave_unexposed(),
@@ -246,20 +307,27 @@ impl<O: Outcome> MirrorGroup<O> {
     }
 
     /// Books a unit that was given up before it was sealed.
-    pub fn refuse(&self, exposed: MirrorSet, reason: DropReason) {
-        for (index, mirror) in self.mirrors.iter().enumerate() {
+    pub fn refuse(&self, exposed: MirrorSet, class: Class, reason: DropReason) {
+        for Slot { index, mirror, .. } in self.slots.borrow().iter() {
             let mut dispatcher = mirror.dispatcher.borrow_mut();
-            match exposed.contains(index) {
-                true => dispatcher.refuse(reason),
-                false => dispatcher.leave_unexposed(),
+            if !mirror.level.admits(class) {
+                dispatcher.exclude();
+            } else if exposed.contains(*index) {
+                dispatcher.refuse(reason);
+            } else {
+                dispatcher.leave_unexposed();
             }
         }
     }
 
     /// A client has left.
     pub fn detach(&self, client: ClientId) {
-        for mirror in &self.mirrors {
+        for Slot { mirror, .. } in self.slots.borrow().iter() {
             mirror.dispatcher.borrow_mut().detach(client);
+            if mirror.follows_clients.get() {
+                mirror.left.borrow_mut().push(client);
+                mirror.work.wake_one();
+            }
         }
     }
 }

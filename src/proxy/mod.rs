@@ -6,9 +6,11 @@
 pub mod admission;
 pub mod backoff;
 pub mod context;
+mod dial;
 pub mod mirrors;
 pub mod postgres;
 pub mod redis;
 pub mod services;
+pub mod tls;
 
 pub use context::Context;

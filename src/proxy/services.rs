@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use super::admission::{Admission, Place};
 use super::mirrors::{Mirror, MirrorGroup};
+use super::tls::{self, TlsStore};
 use super::{Context, postgres, redis};
 use crate::config::{Config, Protocol};
 use crate::limits::{REFUSAL_TIME, REFUSALS_MAX};
 use crate::metrics;
 use crate::mirror::unit::{Outcome, UnitPool};
-use crate::ring::{Chunk, Listener, Queue, Socket};
+use crate::ring::{Listener, Queue, Socket};
 
 /// What all cores share besides config and counters; each with the reason why it is no hot path.
 #[derive(Debug, Default)]
@@ -22,12 +23,18 @@ pub struct Shared {
     pub cancels: postgres::CancelRegistry,
     /// Locked at accept and at the end of a connection.
     pub admission: Arc<Admission>,
+    /// The admin's statements on their way to the control thread.
+    pub admin: postgres::AdminDoor,
+    /// Looked at once per connection.
+    pub tls: Arc<TlsStore>,
 }
 
 /// The sources of one core.
 pub struct Services {
     /// Shared with the other cores.
     pub shared: Arc<Shared>,
+    /// Answers to the admin's statements.
+    pub admin: postgres::AdminInbox,
     context: Rc<Context>,
     postgres: RefCell<HashMap<usize, postgres::SharedSource>>,
     redis: RefCell<HashMap<usize, redis::SharedSource>>,
@@ -43,6 +50,7 @@ impl Services {
     pub fn new(context: &Rc<Context>, shared: Arc<Shared>, config: &Arc<Config>) -> Services {
         let services = Services {
             shared,
+            admin: postgres::AdminInbox::default(),
             context: context.clone(),
             postgres: RefCell::default(),
             redis: RefCell::default(),
@@ -69,7 +77,9 @@ impl Services {
         let Some(place) = (self.shared.admission).enter(index, socket.peer(), general) else {
             counters.listener(protocol).refused.add(1);
             counters.listener(protocol).closed.add(1);
-            return self.refuse(listener.protocol, socket);
+            let tls = listener.tls.as_ref();
+            let tls = tls.map(|tls| self.context.tls.server(tls, listener.protocol));
+            return self.refuse(listener.protocol, socket, tls);
         };
         if let Some(timeout) = general.client_idle_timeout {
             socket.lose_after(timeout);
@@ -80,16 +90,31 @@ impl Services {
             protocol,
             _place: place,
         };
+        let tls = match &listener.tls {
+            None => None,
+            Some(tls) => match self.context.tls.server(tls, listener.protocol) {
+                Some(server) => Some(server),
+                // A reload is taking place and the old files have gone: never without TLS.
+                None => return,
+            },
+        };
         let (context, services) = (self.context.clone(), self.clone());
         match listener.protocol {
             Protocol::Postgres => self.context.queues.spawn(Queue::Serve, async move {
-                postgres::serve(context, services, socket, database).await;
+                postgres::serve(context, services, socket, database, tls).await;
                 drop(open);
             }),
             Protocol::Redis => {
                 let source = database.and_then(|index| self.redis.borrow().get(&index).cloned());
                 if let Some(source) = source {
                     self.context.queues.spawn(Queue::Serve, async move {
+                        if let Some(tls) = tls
+                            && let Err(error) = tls::accept(&context, &socket, &tls).await
+                        {
+                            open.counters.listener(open.protocol).refused.add(1);
+                            tracing::debug!(%error, peer = ?socket.peer(), "no session: no TLS");
+                            return;
+                        }
                         redis::serve(context, source, socket).await;
                         drop(open);
                     });
@@ -99,8 +124,15 @@ impl Services {
     }
 
     /// Tells a client in its protocol that there is no room, unless too many are being told already.
-    fn refuse(self: &Rc<Self>, protocol: Protocol, socket: Socket) {
-        if self.refusing.get() >= REFUSALS_MAX {
+    fn refuse(
+        self: &Rc<Self>,
+        protocol: Protocol,
+        socket: Socket,
+        tls: Option<Option<Arc<tls::ServerTls>>>,
+    ) {
+        // As Redis does: a handshake only to say no is what a flood would like.
+        let mute = tls.is_some() && protocol == Protocol::Redis || matches!(tls, Some(None));
+        if mute || self.refusing.get() >= REFUSALS_MAX {
             return;
         }
         self.refusing.set(self.refusing.get() + 1);
@@ -110,7 +142,10 @@ impl Services {
             let context = &services.context;
             match protocol {
                 Protocol::Redis => socket.write(b"-ERR max number of clients reached\r\n"),
-                Protocol::Postgres => postgres::refuse(context, &services.shared, &socket).await,
+                Protocol::Postgres => {
+                    let tls = tls.flatten();
+                    postgres::refuse(context, &services.shared, &socket, tls.as_deref()).await;
+                }
             }
             // Closing with bytes unread would reset the connection, and the client would not see why.
             socket.shutdown_write();
@@ -129,13 +164,17 @@ impl Services {
     pub fn reconfigure(&self, config: &Arc<Config>) {
         *self.context.config.borrow_mut() = config.clone();
         self.context.budget.set_limit(config.general.mirror_memory);
+        let groups = |source: &postgres::SharedSource| {
+            (source.database.name.clone(), source.mirrors.clone())
+        };
+        let groups = self.postgres.borrow().values().map(groups).collect();
         let postgres = self.remake(
             config,
             Protocol::Postgres,
-            &self.postgres_mirrors,
+            (&self.postgres_mirrors, groups),
             postgres::start_workers,
             |index, mirrors, metrics| {
-                let database = config.databases[index].clone();
+                let database = Arc::new(config.databases[index].clone());
                 Rc::new(postgres::Source {
                     database,
                     mirrors,
@@ -144,10 +183,13 @@ impl Services {
             },
         );
         *self.postgres.borrow_mut() = postgres;
+        let groups =
+            |source: &redis::SharedSource| (source.database.name.clone(), source.mirrors.clone());
+        let groups = self.redis.borrow().values().map(groups).collect();
         let redis = self.remake(
             config,
             Protocol::Redis,
-            &self.redis_mirrors,
+            (&self.redis_mirrors, groups),
             redis::start_workers,
             |index, mirrors, metrics| {
                 let database = config.databases[index].clone();
@@ -161,17 +203,24 @@ impl Services {
         *self.redis.borrow_mut() = redis;
     }
 
-    /// Makes the sources of one protocol. Mirrors whose definition is the same go on; others are retired.
+    /// Makes the sources of one protocol. The mirrors of a source that was here change under its open sessions; mirrors
+    /// whose definition is the same go on, others are retired.
     fn remake<O: Outcome + 'static, T>(
         &self,
         config: &Config,
         protocol: Protocol,
-        known: &RefCell<Vec<Rc<Mirror<O>>>>,
+        (known, groups): (
+            &RefCell<Vec<Rc<Mirror<O>>>>,
+            HashMap<String, Rc<MirrorGroup<O>>>,
+        ),
         start: impl Fn(&Rc<Context>, Rc<Mirror<O>>),
-        source: impl Fn(usize, MirrorGroup<O>, Arc<metrics::SourceMetrics>) -> T,
+        source: impl Fn(usize, Rc<MirrorGroup<O>>, Arc<metrics::SourceMetrics>) -> T,
     ) -> HashMap<usize, T> {
         let before = std::mem::take(&mut *known.borrow_mut());
-        let units = UnitPool::<Chunk, O>::default();
+        let units = groups
+            .values()
+            .next()
+            .map_or_else(UnitPool::default, |group| group.units.clone());
         let mut sources = HashMap::new();
         let mut now = Vec::new();
         for (index, database) in config.databases.iter().enumerate() {
@@ -187,12 +236,6 @@ impl Services {
                         && mirror.options.compare == mirroring.compare
                 });
                 if let Some(kept) = kept {
-                    let settings = &kept.metrics.settings;
-                    settings.set_exposure(mirroring.exposure);
-                    settings.set_queue_bounds(
-                        mirroring.queue_length as u64,
-                        config.general.mirror_queue_bytes as u64,
-                    );
                     return kept.clone();
                 }
                 let metrics = self.context.registry.mirror(
@@ -208,6 +251,13 @@ impl Services {
                     (metrics, self.context.budget.clone(), units.clone()),
                     config.general.mirror_queue_bytes,
                 ));
+                let replaced = before.iter().find(|old| {
+                    old.source == mirror.source && old.destination.name == mirror.destination.name
+                });
+                if let Some(replaced) = replaced {
+                    replaced.dispatcher.borrow_mut().share_ledger();
+                    mirror.dispatcher.borrow_mut().share_ledger();
+                }
                 start(&self.context, mirror.clone());
                 mirror
             });
@@ -218,8 +268,16 @@ impl Services {
                 &database.name,
                 metric_protocol(protocol),
             );
-            let group = MirrorGroup::new(mirrors, units.clone());
+            let fresh = || Rc::new(MirrorGroup::new(units.clone()));
+            let group = groups.get(&database.name).cloned().unwrap_or_else(fresh);
+            group.set_mirrors(&mirrors, self.context.ring.now_ns());
             sources.insert(index, source(index, group, metrics));
+        }
+        for (name, group) in &groups {
+            // A database that has left the config: its sessions go on, unmirrored.
+            if config.database_index(name).is_none() {
+                group.set_mirrors(&[], self.context.ring.now_ns());
+            }
         }
         for mirror in before {
             if !now.iter().any(|kept| Rc::ptr_eq(kept, &mirror)) {

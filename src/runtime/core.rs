@@ -147,6 +147,7 @@ async fn run(
         queues.clone(),
         registry,
         config.clone(),
+        shared.tls.clone(),
         events,
     ));
     let ended = Rc::new(Notify::default());
@@ -222,7 +223,17 @@ impl Core {
             while let Ok(message) = inbox.try_recv() {
                 match message {
                     CoreMessage::Settings => self.services.refresh(),
-                    CoreMessage::Config(config) => self.services.reconfigure(&config),
+                    CoreMessage::Config(config, done) => {
+                        self.services.reconfigure(&config);
+                        self.context.mirrors_changed();
+                        let _ = done.try_send(());
+                    }
+                    CoreMessage::Sessions(answer) => {
+                        let _ = answer.try_send(self.context.describe_sessions());
+                    }
+                    CoreMessage::Admin { ticket, answer } => {
+                        self.services.admin.deliver(ticket, *answer);
+                    }
                     CoreMessage::Reconnect {
                         source,
                         destination,
@@ -288,6 +299,9 @@ fn publish(context: &Context) {
     metrics.busy_ns.set(stats.busy_ns);
     metrics.idle_ns.set(stats.idle_ns);
     metrics.slabs_used.set(stats.slabs_in_use);
+    metrics
+        .slabs_capacity
+        .set(u64::from(context.config.borrow().ring.slabs));
     metrics.session_panics.set(context.queues.panics());
     metrics.mirror_memory_used.set(context.budget.used() as u64);
     metrics

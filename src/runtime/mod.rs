@@ -17,9 +17,11 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::config::Config;
+use crate::control::admin_sql::Answer;
 use crate::metrics::Registry;
-use crate::proxy::context::Event;
+use crate::proxy::context::{Event, SessionInfo};
 use crate::proxy::services::Shared;
+use crate::proxy::tls::{Material, TlsError, TlsStore};
 use crate::ring::Ringer;
 
 pub use probes::raise_descriptor_limit;
@@ -44,6 +46,9 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// A certificate or key is not what it should be.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A core's thread did not come up.
     #[error("core {cpu} did not start: {problem}")]
     Core {
@@ -59,8 +64,17 @@ pub enum StartError {
 pub enum CoreMessage {
     /// Exposures, pauses or bounds were changed in the shared settings.
     Settings,
-    /// A new config is in force.
-    Config(Arc<Config>),
+    /// A new config is in force; the core says when it has taken it over.
+    Config(Arc<Config>, Sender<()>),
+    /// Tell who is connected.
+    Sessions(Sender<Vec<SessionInfo>>),
+    /// The answer to a statement of an admin session.
+    Admin {
+        /// What the request carried.
+        ticket: u64,
+        /// The answer.
+        answer: Box<Answer>,
+    },
     /// Replace the connections of this mirror.
     Reconnect {
         /// Source database.
@@ -89,6 +103,10 @@ pub struct Cores {
     tell: Sender<Event>,
     /// The addresses that clients can reach, as bound.
     pub addresses: Vec<String>,
+    /// What the cores share.
+    pub shared: Arc<Shared>,
+    /// Certificates and keys in force on all cores.
+    pub tls: Arc<TlsStore>,
 }
 
 /// The sending half of one core.
@@ -99,10 +117,11 @@ pub struct CoreSender {
 }
 
 impl CoreSender {
-    /// Sends and wakes. A core whose queue is full or that has ended misses nothing that still matters to it.
-    pub fn send(&self, message: CoreMessage) {
-        let _ = self.messages.try_send(message);
+    /// Sends and wakes; false if the core has ended or is so far behind that its queue is full.
+    pub fn send(&self, message: CoreMessage) -> bool {
+        let sent = self.messages.try_send(message).is_ok();
         self.ringer.ring();
+        sent
     }
 }
 
@@ -115,7 +134,12 @@ pub fn start(config: &Arc<Config>, registry: &Arc<Registry>) -> Result<Cores, St
     probes::check()?;
     let bound = listeners::bind(config, &cpus)?;
     let (tell, events) = crossbeam_channel::bounded(EVENTS_MAX);
-    let shared = Arc::new(Shared::default());
+    let tls = Arc::new(TlsStore::new(Material::load(config)?));
+    let shared = Arc::new(Shared {
+        tls: tls.clone(),
+        ..Shared::default()
+    });
+    operator::publish_settings(registry, config, config);
     let mut handles = Vec::with_capacity(cpus.len());
     for ((index, cpu), sockets) in cpus.iter().enumerate().zip(bound.per_core) {
         let seed = core::CoreSeed {
@@ -135,6 +159,8 @@ pub fn start(config: &Arc<Config>, registry: &Arc<Registry>) -> Result<Cores, St
                     events,
                     tell,
                     addresses: Vec::new(),
+                    shared,
+                    tls,
                 }
                 .stop();
                 return Err(error);
@@ -146,15 +172,17 @@ pub fn start(config: &Arc<Config>, registry: &Arc<Registry>) -> Result<Cores, St
         events,
         tell,
         addresses: bound.addresses,
+        shared,
+        tls,
     })
 }
 
 impl Cores {
     /// Sends the same message to every core.
     pub fn tell_all(&self, message: impl Fn() -> CoreMessage) {
-        self.handles
-            .iter()
-            .for_each(|handle| handle.sender.send(message()));
+        self.handles.iter().for_each(|handle| {
+            handle.sender.send(message());
+        });
     }
 
     /// Senders to all cores, for other threads.

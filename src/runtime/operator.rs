@@ -1,6 +1,7 @@
 //! What an operator's commands do: the one layer under HTTP, `ctl` and the admin SQL.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use serde_json::{Value, json};
@@ -8,9 +9,13 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::serve::ConfigFiles;
 use super::{CoreMessage, CoreSender};
-use crate::config::{self, Config};
+use crate::config::{self, Config, DualWrite, Mirroring, RedisMode};
 use crate::control::{CommandError, Commands};
 use crate::metrics::{MirrorSettings, Registry};
+use crate::proxy::tls::{Material, TlsStore};
+
+/// How long a command waits for the cores to take something over: they look up at every turn of their rings.
+const CORES_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What only the control thread's loop can do.
 #[derive(Clone, Copy, Debug)]
@@ -28,9 +33,10 @@ pub(super) struct Operator {
     registry: Arc<Registry>,
     cores: Vec<CoreSender>,
     addresses: Vec<String>,
+    tls: Arc<TlsStore>,
     requests: UnboundedSender<Request>,
-    /// One reload at a time.
-    reloading: Mutex<()>,
+    /// One change at a time.
+    changing: Mutex<()>,
 }
 
 impl Operator {
@@ -40,6 +46,7 @@ impl Operator {
         registry: Arc<Registry>,
         cores: Vec<CoreSender>,
         addresses: Vec<String>,
+        tls: Arc<TlsStore>,
         requests: UnboundedSender<Request>,
     ) -> Operator {
         Operator {
@@ -48,41 +55,117 @@ impl Operator {
             registry,
             cores,
             addresses,
+            tls,
             requests,
-            reloading: Mutex::new(()),
+            changing: Mutex::new(()),
         }
     }
 
-    /// The config in force as JSON, without secrets.
-    pub(super) fn shown_config(&self) -> Value {
-        config::to_json(&self.config.load())
+    fn known_mirrors(&self, config: &Config) -> Vec<String> {
+        let shortest = |mirroring: &Mirroring| {
+            let (source, destination) = names(config, mirroring);
+            let unique = self.registry.resolve_mirror(destination);
+            match unique.is_some_and(|(found, _)| found == source) {
+                true => destination.to_owned(),
+                false => format!("{source}:{destination}"),
+            }
+        };
+        config.mirroring.iter().map(shortest).collect()
     }
 
-    /// The shared settings of a mirror, by its name.
-    fn settings(&self, mirror: &str) -> Result<Arc<MirrorSettings>, CommandError> {
-        match self.registry.resolve_mirror(mirror) {
-            Some((source, destination)) => Ok(self.registry.mirror_settings(&source, &destination)),
-            None => Err(CommandError::Unknown {
+    /// Changes the entry of one mirror in the config in force, then what the cores read.
+    fn change_mirror<T>(
+        &self,
+        mirror: &str,
+        change: impl FnOnce(&mut Mirroring, &MirrorSettings) -> T,
+    ) -> Result<T, CommandError> {
+        let _one_at_a_time = self.lock();
+        let mut config = Config::clone(&self.config.load());
+        let found = self.registry.resolve_mirror(mirror).and_then(|(from, to)| {
+            let is_it = |m: &Mirroring| names(&config, m) == (from.as_str(), to.as_str());
+            Some((config.mirroring.iter().position(is_it)?, from, to))
+        });
+        let Some((index, source, destination)) = found else {
+            return Err(CommandError::Unknown {
                 what: "mirror",
                 name: mirror.to_owned(),
-                known: self
-                    .registry
-                    .mirrors()
-                    .iter()
-                    .map(|mirror| mirror.name.clone())
-                    .collect(),
-            }),
+                known: self.known_mirrors(&config),
+            });
+        };
+        let settings = self.registry.mirror_settings(&source, &destination);
+        let result = change(&mut config.mirroring[index], &settings);
+        self.config.store(Arc::new(config));
+        self.tell_all(|| CoreMessage::Settings);
+        Ok(result)
+    }
+
+    /// Gives a config to every core and waits until all have taken it over.
+    fn put_in_force(&self, config: Config) -> Result<Arc<Config>, CommandError> {
+        let config = Arc::new(config);
+        publish_settings(&self.registry, &self.config.load(), &config);
+        self.config.store(config.clone());
+        let (done, taken) = crossbeam_channel::bounded(self.cores.len());
+        let reached = self
+            .cores
+            .iter()
+            .filter(|core| core.send(CoreMessage::Config(config.clone(), done.clone())))
+            .count();
+        let deadline = Instant::now() + CORES_ANSWER_TIMEOUT;
+        let late = (0..reached).any(|_| taken.recv_deadline(deadline).is_err());
+        if reached < self.cores.len() || late {
+            return Err(CommandError::Failed(format!(
+                "the new config is in force, but not every core said so within {CORES_ANSWER_TIMEOUT:?}"
+            )));
         }
+        Ok(config)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tell_all(&self, message: impl Fn() -> CoreMessage) {
-        self.cores.iter().for_each(|core| core.send(message()));
+        for core in &self.cores {
+            core.send(message());
+        }
     }
 
     fn ask(&self, request: Request) -> Result<(), CommandError> {
         self.requests
             .send(request)
             .map_err(|_| CommandError::Conflict("the process is ending".to_owned()))
+    }
+
+    fn set_paused(&self, mirror: &str, paused: bool) -> Result<Value, CommandError> {
+        let before = self.change_mirror(mirror, |_, settings| {
+            let before = settings.paused();
+            settings.set_paused(paused);
+            before
+        })?;
+        Ok(json!({ "mirror": mirror, "before": before, "paused": paused }))
+    }
+}
+
+fn names<'a>(config: &'a Config, mirroring: &Mirroring) -> (&'a str, &'a str) {
+    let name = |index: usize| config.databases[index].name.as_str();
+    (name(mirroring.source), name(mirroring.destination))
+}
+
+/// Writes what the config says about the mirrors to where all cores read it. Only the control thread writes there, so a
+/// slow core cannot bring an old value back. A mirror that is gone gets nothing any more.
+pub(super) fn publish_settings(registry: &Registry, old: &Config, new: &Config) {
+    for mirroring in &old.mirroring {
+        let (source, destination) = names(old, mirroring);
+        registry
+            .mirror_settings(source, destination)
+            .set_exposure(0.0);
+    }
+    for mirroring in &new.mirroring {
+        let (source, destination) = names(new, mirroring);
+        let settings = registry.mirror_settings(source, destination);
+        settings.set_exposure(mirroring.exposure);
+        let bytes = new.general.mirror_queue_bytes as u64;
+        settings.set_queue_bounds(mirroring.queue_length as u64, bytes);
     }
 }
 
@@ -91,57 +174,96 @@ impl Commands for Operator {
         Ok(json!({ "listeners": self.addresses, "cores": self.cores.len() }))
     }
 
+    fn config(&self) -> Result<Value, CommandError> {
+        Ok(config::to_json(&self.config.load()))
+    }
+
+    fn mirrors(&self) -> Result<Vec<String>, CommandError> {
+        Ok(self.known_mirrors(&self.config.load()))
+    }
+
     fn clients(&self) -> Result<Value, CommandError> {
-        let by_source: Vec<Value> = self
-            .registry
-            .sources()
-            .iter()
-            .map(|source| json!({ "database": source.name, "clients": source.active_clients }))
-            .collect();
-        Ok(json!(by_source))
+        let (answer, answers) = crossbeam_channel::bounded(self.cores.len());
+        self.tell_all(|| CoreMessage::Sessions(answer.clone()));
+        drop(answer);
+        let deadline = Instant::now() + CORES_ANSWER_TIMEOUT;
+        let mut clients = Vec::new();
+        // Ends when every core has answered, or in time: a stuck core shows as missing, not as a stuck console.
+        while let Ok(more) = answers.recv_deadline(deadline) {
+            clients.extend(more);
+        }
+        clients.sort_unstable_by_key(|client| client.id);
+        Ok(json!({ "clients": clients }))
     }
 
     fn servers(&self) -> Result<Value, CommandError> {
         let config = self.config.load();
-        let servers: Vec<Value> = config
-            .databases
-            .iter()
-            .map(|database| {
+        let (sources, mirrors) = (self.registry.sources(), self.registry.mirrors());
+        let mut servers = Vec::new();
+        for (index, database) in config.databases.iter().enumerate() {
+            let shown = |role: &str, source: &str, (open, idle, reconnects): (u64, u64, u64)| {
                 json!({
                     "database": database.name,
+                    "role": role,
+                    "source": source,
                     "protocol": database.protocol.as_str(),
                     "endpoint": database.endpoint.to_string(),
+                    "connections": open,
+                    "idle": idle,
+                    "reconnects": reconnects,
                 })
-            })
-            .collect();
-        Ok(json!(servers))
+            };
+            let source = sources.iter().find(|source| source.name == database.name);
+            let counts = source.map_or((0, 0, 0), |source| {
+                (
+                    source.connections_open,
+                    source.connections_idle,
+                    source.reconnects,
+                )
+            });
+            let as_mirror: Vec<_> = config
+                .mirroring
+                .iter()
+                .filter(|m| m.destination == index)
+                .collect();
+            if as_mirror.is_empty() || source.is_some_and(|source| source.requests > 0) {
+                servers.push(shown("primary", "", counts));
+            }
+            for mirroring in as_mirror {
+                let (from, to) = names(&config, mirroring);
+                let total = mirrors
+                    .iter()
+                    .find(|m| m.source == from && m.destination == to);
+                let counts = total.map_or((0, 0, 0), |total| {
+                    (
+                        total.connections_open,
+                        total.connections_idle,
+                        total.reconnects,
+                    )
+                });
+                servers.push(shown("mirror", from, counts));
+            }
+        }
+        Ok(json!({ "servers": servers }))
     }
 
     fn set_exposure(&self, mirror: &str, exposure: f64) -> Result<Value, CommandError> {
-        if !(0.0..=1.0).contains(&exposure) {
-            return Err(CommandError::Invalid(format!(
-                "{exposure} is not between 0.0 and 1.0; write e.g. 0.1 for 10 %"
-            )));
-        }
-        let settings = self.settings(mirror)?;
-        let before = settings.exposure();
-        settings.set_exposure(exposure);
-        self.tell_all(|| CoreMessage::Settings);
-        tracing::info!(mirror, before, exposure, "exposure changed");
+        let before = self.change_mirror(mirror, |mirroring, settings| {
+            let before = settings.exposure();
+            mirroring.exposure = exposure;
+            settings.set_exposure(exposure);
+            before
+        })?;
         Ok(json!({ "mirror": mirror, "before": before, "exposure": exposure }))
     }
 
     fn set_queue(&self, mirror: &str, units: u64) -> Result<Value, CommandError> {
-        if units == 0 {
-            return Err(CommandError::Invalid(
-                "a ring holds at least 1 unit".to_owned(),
-            ));
-        }
-        let settings = self.settings(mirror)?;
-        let (before, bytes) = settings.queue_bounds();
-        settings.set_queue_bounds(units, bytes);
-        self.tell_all(|| CoreMessage::Settings);
-        tracing::info!(mirror, before, units, "queue length changed");
+        let before = self.change_mirror(mirror, |mirroring, settings| {
+            let (before, bytes) = settings.queue_bounds();
+            mirroring.queue_length = units as usize;
+            settings.set_queue_bounds(units, bytes);
+            before
+        })?;
         Ok(json!({ "mirror": mirror, "before": before, "queue_length": units }))
     }
 
@@ -154,7 +276,7 @@ impl Commands for Operator {
     }
 
     fn reconnect(&self, mirror: &str) -> Result<Value, CommandError> {
-        self.settings(mirror)?;
+        self.change_mirror(mirror, |_, _| ())?;
         let (source, destination) = self.registry.resolve_mirror(mirror).unwrap_or_default();
         self.tell_all(|| CoreMessage::Reconnect {
             source: source.clone(),
@@ -163,24 +285,32 @@ impl Commands for Operator {
         Ok(json!({ "mirror": mirror, "reconnecting": true }))
     }
 
-    fn set_mode(&self, name: &str, _mode: &str) -> Result<Value, CommandError> {
-        let config = self.config.load();
-        Err(CommandError::Unknown {
-            what: "dual_write",
-            name: name.to_owned(),
-            known: config
-                .dual_write
-                .iter()
-                .map(|dual| config.databases[dual.primary].name.clone())
-                .collect(),
-        })
+    fn set_mode(&self, name: &str, mode: &str) -> Result<Value, CommandError> {
+        let _one_at_a_time = self.lock();
+        let mut config = Config::clone(&self.config.load());
+        let mode = RedisMode::from_word(mode).ok_or_else(|| {
+            let words = RedisMode::WORDS.join(", ");
+            CommandError::Invalid(format!("{mode:?} is no mode; there are: {words}"))
+        })?;
+        let primary = |dual: &DualWrite| config.databases[dual.primary].name.clone();
+        let found = config
+            .dual_write
+            .iter()
+            .position(|dual| primary(dual) == name);
+        let Some(index) = found else {
+            return Err(CommandError::Unknown {
+                what: "dual_write",
+                name: name.to_owned(),
+                known: config.dual_write.iter().map(primary).collect(),
+            });
+        };
+        let before = std::mem::replace(&mut config.dual_write[index].mode, mode);
+        self.put_in_force(config)?;
+        Ok(json!({ "database": name, "before": before.as_str(), "mode": mode.as_str() }))
     }
 
     fn reload(&self) -> Result<Value, CommandError> {
-        let _one_at_a_time = self
-            .reloading
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.lock();
         let Some(path) = &self.files.config else {
             return Err(CommandError::Conflict(
                 "this process was configured by its command line: there is no file to reload"
@@ -188,16 +318,19 @@ impl Commands for Operator {
             ));
         };
         let new = config::load(path, self.files.users.as_deref(), &super::available_cpus())
-            .map_err(|errors| CommandError::Invalid(errors.to_string()))?;
+            .map_err(|errors| {
+                CommandError::Invalid(format!("the old config stays in force: {errors}"))
+            })?;
         let old = self.config.load_full();
         let changes = config::diff(&old, &new);
         // What needs a restart stays as it is; the rest is taken over whole.
-        let merged = Arc::new(config::apply(&old, new));
-        self.config.store(merged.clone());
-        self.tell_all(|| CoreMessage::Config(merged.clone()));
-        let answer = changes.to_json();
-        tracing::info!(%answer, "config reloaded");
-        Ok(answer)
+        let merged = config::apply(&old, new);
+        // Read anew even if the paths are the same: a certificate that was renewed is what most reloads are for.
+        let material =
+            Material::load(&merged).map_err(|error| CommandError::Invalid(error.to_string()))?;
+        self.put_in_force(merged)?;
+        self.tls.replace(material);
+        Ok(changes.to_json())
     }
 
     fn drain(&self) -> Result<Value, CommandError> {
@@ -208,14 +341,5 @@ impl Commands for Operator {
     fn shutdown(&self) -> Result<Value, CommandError> {
         self.ask(Request::Shutdown)?;
         Ok(json!({ "shutting_down": true }))
-    }
-}
-
-impl Operator {
-    fn set_paused(&self, mirror: &str, paused: bool) -> Result<Value, CommandError> {
-        self.settings(mirror)?.set_paused(paused);
-        self.tell_all(|| CoreMessage::Settings);
-        tracing::info!(mirror, paused, "mirror paused or resumed");
-        Ok(json!({ "mirror": mirror, "paused": paused }))
     }
 }

@@ -12,11 +12,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::operator::{Operator, Request};
-use super::{CoreMessage, Cores, StartError, events};
+use super::{CoreMessage, CoreSender, Cores, StartError, events};
 use crate::config::Config;
 use crate::control::divergences::DivergenceStore;
-use crate::control::{ControlState, http};
+use crate::control::{ControlState, Operation, Who, admin_sql, http};
+use crate::limits::ADMIN_REQUESTS_MAX;
 use crate::metrics::Registry;
+use crate::proxy::postgres::AdminRequest;
 
 /// Where the config came from, for reloads. `None`: from the command line, nothing to reload.
 #[derive(Clone, Debug, Default)]
@@ -71,12 +73,16 @@ pub fn run(config: Config, files: ConfigFiles) -> Result<(), ServeError> {
         .map_err(|(path, source)| ServeError::Journal { path, source })?;
     let cores = super::start(&config, &registry)?;
     let (requests, inbox) = mpsc::unbounded_channel();
+    let (door, statements) = mpsc::channel(ADMIN_REQUESTS_MAX);
+    // Nobody else sets it.
+    let _ = cores.shared.admin.set(door);
     let operator = Arc::new(Operator::new(
         config.clone(),
         files,
         registry.clone(),
         cores.senders(),
         cores.addresses.clone(),
+        cores.tls.clone(),
         requests,
     ));
     let state = Arc::new(ControlState::new(
@@ -86,12 +92,11 @@ pub fn run(config: Config, files: ConfigFiles) -> Result<(), ServeError> {
         Box::new(events::judge),
         None,
     ));
-    state.set_config(operator.shown_config());
     let consumer = events::consume(cores.events.clone(), divergences, journal)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let outcome = runtime.block_on(serve(&config, cores, control, state, inbox));
+    let outcome = runtime.block_on(serve(&config, cores, control, state, inbox, statements));
     runtime.shutdown_timeout(Duration::from_millis(200));
     // It ends when it has read what the cores left.
     let _ = consumer.join();
@@ -109,6 +114,7 @@ async fn serve(
     control: Option<TcpListener>,
     state: Arc<ControlState>,
     mut inbox: mpsc::UnboundedReceiver<Request>,
+    statements: mpsc::Receiver<AdminRequest>,
 ) -> Result<(), ServeError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -119,6 +125,7 @@ async fn serve(
     if let Some(listener) = control {
         tokio::spawn(http::serve(listener, state.clone(), std::future::pending()));
     }
+    tokio::spawn(answer_admins(statements, state.clone(), cores.senders()));
     state.set_ready(true);
     say_ready(&cores, address);
     let mut watch = tokio::time::interval(Duration::from_secs(1));
@@ -126,7 +133,7 @@ async fn serve(
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload(state.clone()),
+            _ = hangup.recv() => reload(state.clone(), Who::new("signal", "SIGHUP")),
             request = inbox.recv() => match request {
                 Some(Request::Drain) => {
                     state.set_draining(true);
@@ -165,9 +172,27 @@ fn say_ready(cores: &Cores, control: Option<SocketAddr>) {
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
 }
 
-fn reload(state: Arc<ControlState>) {
-    tokio::task::spawn_blocking(move || match state.commands.reload() {
-        Ok(changes) => tracing::info!(%changes, by = "SIGHUP", "config reloaded"),
-        Err(error) => tracing::error!(%error, by = "SIGHUP", "the old config stays in force"),
-    });
+/// Reads the config again on behalf of a signal or the file watch; the log tells what came of it.
+fn reload(state: Arc<ControlState>, who: Who) {
+    tokio::task::spawn_blocking(move || state.perform(&who, &Operation::Reload));
+}
+
+/// Answers the statements of admin sessions, each off the event loop: a slow one holds up nobody.
+async fn answer_admins(
+    mut statements: mpsc::Receiver<AdminRequest>,
+    state: Arc<ControlState>,
+    cores: Vec<CoreSender>,
+) {
+    while let Some(request) = statements.recv().await {
+        let (state, core) = (state.clone(), cores.get(request.core).cloned());
+        tokio::task::spawn_blocking(move || {
+            let answer = admin_sql::execute(&state, &request.who, &request.sql);
+            if let Some(core) = core {
+                core.send(CoreMessage::Admin {
+                    ticket: request.ticket,
+                    answer: Box::new(answer),
+                });
+            }
+        });
+    }
 }

@@ -144,7 +144,7 @@ pub struct ProxyProcess {
     control: SocketAddr,
     log: Arc<Mutex<Vec<String>>>,
     /// Of its config file, if it has one.
-    _folder: Option<tempfile::TempDir>,
+    folder: Option<tempfile::TempDir>,
 }
 
 impl ProxyProcess {
@@ -168,6 +168,21 @@ impl ProxyProcess {
         }
         command.args(&options.extra);
         command.envs(options.envs.iter().map(|(name, value)| (name, value)));
+        let mut proxy = ProxyProcess::spawn(command, address, control)?;
+        proxy.folder = folder;
+        Ok(proxy)
+    }
+
+    /// Starts `command`, a `parhelion run` whose configuration listens at `address` and `control`, and returns once it
+    /// has printed `ready`.
+    ///
+    /// # Errors
+    /// When it ends or stays silent; the text holds what it logged.
+    pub fn spawn(
+        command: Command,
+        address: SocketAddr,
+        control: SocketAddr,
+    ) -> io::Result<ProxyProcess> {
         let mut process = Process::spawn(command, Output::Pipes, None)?;
         let log = Arc::<Mutex<Vec<String>>>::default();
         let ready = follow(&mut process, &log);
@@ -176,7 +191,7 @@ impl ProxyProcess {
             address,
             control,
             log,
-            _folder: folder,
+            folder: None,
         };
         proxy.wait_ready(&ready)?;
         Ok(proxy)

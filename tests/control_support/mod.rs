@@ -45,6 +45,12 @@ impl Commands for Recorder {
     fn status(&self) -> Result<Value, CommandError> {
         Ok(json!({"listeners": ["127.0.0.1:6432"]}))
     }
+    fn config(&self) -> Result<Value, CommandError> {
+        Ok(json!({"databases": [{"name": "prod", "password": "hunter2"}]}))
+    }
+    fn mirrors(&self) -> Result<Vec<String>, CommandError> {
+        Ok(vec!["next".into()])
+    }
     fn clients(&self) -> Result<Value, CommandError> {
         self.note("clients".into())
     }
@@ -240,7 +246,6 @@ impl Port {
         let commands: Arc<dyn Commands> = recorder.clone();
         let token = token.map(str::to_owned);
         let state = ControlState::new(registry, divergences, commands, Box::new(judge), token);
-        state.set_config(json!({"databases": [{"name": "prod", "password": "hunter2"}]}));
         let state = Arc::new(state);
         let listener = TcpListener::bind(address).unwrap();
         let addr = listener.local_addr().unwrap();

@@ -5,9 +5,11 @@
 
 pub mod faults;
 pub mod pg;
+pub mod pg_pair;
 pub mod proxy;
 pub mod redis_corpus;
 pub mod resp;
+pub mod tls;
 
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};

@@ -107,7 +107,7 @@ pub enum StartupError {
         /// Minor version asked for.
         minor: u16,
     },
-    /// No `user` parameter.
+    /// No `user` parameter. Not found by [`parse_first`]: where the server itself authenticates, it also refuses this itself.
     #[error("no PostgreSQL user name specified in startup packet")]
     NoUser,
 }
@@ -185,15 +185,12 @@ fn parse_packet(packet: &[u8]) -> Result<First, StartupError> {
             if major != 3 {
                 return Err(StartupError::UnsupportedProtocol { major, minor });
             }
-            let startup = StartupMessage {
+            let params = parse_params(rest)?;
+            Ok(First::Startup(StartupMessage {
                 major,
                 minor,
-                params: parse_params(rest)?,
-            };
-            match startup.user() {
-                Some(user) if !user.is_empty() => Ok(First::Startup(startup)),
-                _ => Err(StartupError::NoUser),
-            }
+                params,
+            }))
         }
     }
 }
@@ -349,6 +346,16 @@ pub enum Severity {
 
 /// An ErrorResponse. `code` is a SQLSTATE; NUL bytes cannot be sent and end the text.
 pub fn encode_error(severity: Severity, code: &str, message: &str) -> Vec<u8> {
+    encode_error_with_hint(severity, code, message, "")
+}
+
+/// An ErrorResponse with a hint, unless that is empty.
+pub fn encode_error_with_hint(
+    severity: Severity,
+    code: &str,
+    message: &str,
+    hint: &str,
+) -> Vec<u8> {
     let severity = match severity {
         Severity::Error => "ERROR",
         Severity::Fatal => "FATAL",
@@ -359,7 +366,11 @@ pub fn encode_error(severity: Severity, code: &str, message: &str) -> Vec<u8> {
         (b'V', severity),
         (b'C', code),
         (b'M', message),
+        (b'H', hint),
     ] {
+        if text.is_empty() {
+            continue;
+        }
         out.push(field);
         out.extend(text.bytes().take_while(|byte| *byte != 0));
         out.push(0);
@@ -460,10 +471,10 @@ mod tests {
             first(&packet(3 << 16, b"user\0ann\0\0x")),
             Err(StartupError::NoTerminator)
         );
-        assert_eq!(
-            first(&packet(3 << 16, b"a\0b\0\0")),
-            Err(StartupError::NoUser)
-        );
+        let Ok(First::Startup(nameless)) = first(&packet(3 << 16, b"a\0b\0\0")) else {
+            panic!("a packet without a user is for the server to refuse");
+        };
+        assert_eq!(nameless.user(), None);
         assert_eq!(
             first(&packet(3 << 16, b"")),
             Err(StartupError::NoTerminator)

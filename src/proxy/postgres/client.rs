@@ -7,10 +7,12 @@ use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
+use super::admin;
 use super::assembler::{Assembler, Surroundings, engine_class};
 use super::carried::Carried;
+use super::channel_binding;
 use super::handshake::{self, Hello, Refusal};
-use super::outcome::Identity;
+use super::outcome::{Identity, PostgresOutcome};
 use super::{SharedSource, Source};
 use crate::config::Protocol;
 use crate::limits::SOCKET_SEND_BYTES;
@@ -20,8 +22,10 @@ use crate::protocol::postgres::sql;
 use crate::protocol::postgres::startup::{Severity, encode_error};
 use crate::protocol::postgres::tracker::{ClientEvent, ServerEvent, Tracker};
 use crate::proxy::Context;
-use crate::proxy::context;
+use crate::proxy::context::{self, SessionInfo};
+use crate::proxy::mirrors::MirrorGroup;
 use crate::proxy::services::{Services, Shared};
+use crate::proxy::tls::ServerTls;
 use crate::ring::{Chunk, Queue, Socket, WeakSocket};
 
 /// Serves one accepted connection to its end.
@@ -30,9 +34,11 @@ pub async fn serve(
     services: Rc<Services>,
     client: Socket,
     database: Option<usize>,
+    tls: Option<Arc<ServerTls>>,
 ) {
     let listener = context.metrics.listener(metrics::Protocol::Postgres);
-    let hello = match handshake::receive(&context, &services.shared, &client).await {
+    let hello = match handshake::receive(&context, &services.shared, &client, tls.as_deref()).await
+    {
         Ok(hello) => hello,
         Err(Refusal::CancelDone) => return,
         Err(refusal) => {
@@ -41,6 +47,9 @@ pub async fn serve(
             return;
         }
     };
+    if admin::is_wanted(&context.config.borrow(), hello.startup.database(), database) {
+        return admin::serve(&context, &services, &client, &hello).await;
+    }
     let Some(source) = choose(&services, &context, &hello, database) else {
         let name = String::from_utf8_lossy(hello.startup.database()).into_owned();
         let message = format!("database \"{name}\" does not exist");
@@ -48,7 +57,7 @@ pub async fn serve(
         listener.refused.add(1);
         return;
     };
-    let primary = match context.connect(&source.database.endpoint).await {
+    let primary = match context.connect(&source.database).await {
         Ok(primary) => primary,
         Err(error) => {
             context.primary_unreachable(&source.database.name, &error);
@@ -61,7 +70,17 @@ pub async fn serve(
             return;
         }
     };
-    primary.write(&startup_packet(&hello, &source));
+    let packet = startup_packet(&hello, &source);
+    primary.write(&packet);
+    let begun =
+        channel_binding::settle(&context, &source, &client, primary, &packet, tls.as_deref());
+    let primary = match begun.await {
+        Ok(primary) => primary,
+        Err(error) => {
+            tracing::warn!(database = source.database.name, %error, "the primary left at a login");
+            return;
+        }
+    };
     let session = PgSession::start(
         &context,
         &services.shared,
@@ -110,11 +129,15 @@ struct PgSession {
     context: Rc<Context>,
     shared: Arc<Shared>,
     source: SharedSource,
+    /// The source's, or an empty group if that had no mirror when the session began.
+    mirrors: Rc<MirrorGroup<PostgresOutcome>>,
+    identity: Rc<Identity>,
     id: ClientId,
     tracker: RefCell<Tracker>,
     assembler: RefCell<Assembler>,
     carried: RefCell<Carried>,
-    /// Whether the source has mirrors; without them nothing is collected.
+    /// Whether the source had mirrors when the session began; without them nothing is collected. What was prepared and
+    /// set in the meantime is not known then, so the session's units are excluded even if mirrors come.
     mirrored: bool,
     /// Whether the streams are still understood.
     followed: Cell<bool>,
@@ -142,12 +165,19 @@ impl PgSession {
         tracker.set_digest(mirrored && source.mirrors.compares_rows());
         let user = String::from_utf8_lossy(hello.startup.user().unwrap_or_default()).into_owned();
         let database = String::from_utf8_lossy(hello.startup.database()).into_owned();
-        let assembler = Assembler::new(id, Rc::new(Identity { user, database }));
+        let identity = Rc::new(Identity { user, database });
+        let assembler = Assembler::new(id, identity.clone(), context.budget.clone());
+        let mirrors = match mirrored {
+            true => source.mirrors.clone(),
+            false => Rc::new(MirrorGroup::new(source.mirrors.units.clone())),
+        };
         source.metrics.active_clients.add(1);
         let session = Rc::new(PgSession {
             context: context.clone(),
             shared: shared.clone(),
             source,
+            mirrors,
+            identity,
             id,
             tracker: RefCell::new(tracker),
             assembler: RefCell::new(assembler),
@@ -183,15 +213,27 @@ impl PgSession {
 
     async fn downstream(&self, client: &Socket, primary: &Socket) {
         let counters = self.context.metrics.listener(metrics::Protocol::Postgres);
+        let (mut gone, mut unread) = (false, 0);
         while let Ok(Some(chunk)) = primary.recv().await {
             counters.primary_bytes_in.add(chunk.len() as u64);
-            counters.client_bytes_out.add(chunk.len() as u64);
             if self.followed.get() {
                 self.read_primary(&chunk);
             }
+            if gone {
+                unread += chunk.len();
+                if unread > SOCKET_SEND_BYTES {
+                    // So much a server would not have got rid of either.
+                    break;
+                }
+                continue;
+            }
+            counters.client_bytes_out.add(chunk.len() as u64);
             client.send(chunk);
             if client.drained(SOCKET_SEND_BYTES).await.is_err() {
-                break;
+                // The primary still runs what the client sent before it left, and its end closes the session: until
+                // then its answers tell what became of the units.
+                gone = true;
+                client.stop_receiving();
             }
             if self.draining.get() {
                 self.end_if_idle();
@@ -228,12 +270,12 @@ impl PgSession {
                         true => sql::Class::UNKNOWN,
                         false => sql::classify(text.sql),
                     };
-                    carried.statement(text.sql, class);
-                    assembler.statement(text.sql, engine_class(class));
+                    let traces = !text.extended && carried.statement(text.sql, class);
+                    assembler.statement(text.sql, engine_class(class), traces);
                 }
                 ClientEvent::Named(named) => {
-                    carried.named(&named, newest);
-                    assembler.named(&named, &carried);
+                    let traces = carried.named(&named, newest);
+                    assembler.named(&named, &carried, traces);
                 }
                 _ => {}
             });
@@ -252,9 +294,7 @@ impl PgSession {
             .borrow_mut()
             .server(chunk, &mut |event| match event {
                 ServerEvent::BackendKey { pid, key } => {
-                    self.shared
-                        .cancels
-                        .insert(pid, key, &self.source.database.endpoint);
+                    self.shared.cancels.insert(pid, key, &self.source.database);
                     *self.cancel_key.borrow_mut() = Some((pid, key.into()));
                 }
                 ServerEvent::ParameterStatus { name, value } if self.mirrored => {
@@ -269,12 +309,15 @@ impl PgSession {
                         let word = metrics::ErrorWord::of_sqlstate(code.as_str().as_bytes());
                         self.source.metrics.errors.count(word);
                     }
-                    assembler.statement_done(cycle, outcome);
+                    assembler.statement_done(cycle, outcome, around.now_ns);
                 }
                 ServerEvent::CycleDone(done)
                     if assembler.cycle_done(&done, &mut carried, &around) =>
                 {
                     self.source.metrics.requests.add(1);
+                    if !self.mirrored {
+                        self.source.mirrors.exclude();
+                    }
                     let latency = around.now_ns.saturating_sub(self.began_ns.get());
                     self.source.metrics.latency.record(latency);
                     self.began_ns.set(around.now_ns);
@@ -290,14 +333,14 @@ impl PgSession {
     /// The session goes on, unmirrored.
     fn lose_track(&self, violation: &dyn std::fmt::Display) {
         self.followed.set(false);
-        self.assembler.borrow_mut().abandon(&self.source.mirrors);
+        self.assembler.borrow_mut().abandon(&self.mirrors);
         tracing::warn!(client = self.id.0, database = self.source.database.name, %violation,
             "a session cannot be followed and is not mirrored any more");
     }
 
     fn surroundings(&self) -> Surroundings<'_> {
         Surroundings {
-            mirrors: &self.source.mirrors,
+            mirrors: &self.mirrors,
             ring: &self.context.ring,
             random: &self.context.random,
             now_ns: self.context.ring.now_ns(),
@@ -322,6 +365,27 @@ impl PgSession {
 }
 
 impl context::Session for PgSession {
+    fn describe(&self) -> SessionInfo {
+        let client = self.client.upgrade().and_then(|client| client.peer());
+        let idle = self.followed.get() && self.tracker.borrow().idle();
+        SessionInfo {
+            id: self.id.0,
+            database: self.source.database.name.clone(),
+            protocol: "postgres",
+            user: self.identity.user.clone(),
+            peer: client.map_or_else(String::new, |peer| peer.to_string()),
+            state: if idle { "idle" } else { "active" },
+            core: 0,
+        }
+    }
+
+    fn mirrors_changed(&self) {
+        if self.mirrored {
+            let digest = self.mirrors.compares_rows();
+            self.tracker.borrow_mut().set_digest(digest);
+        }
+    }
+
     fn drain(&self) {
         self.draining.set(true);
         self.end_if_idle();
@@ -359,8 +423,8 @@ impl context::Session for PgSession {
 
 impl Drop for PgSession {
     fn drop(&mut self) {
-        self.assembler.get_mut().abandon(&self.source.mirrors);
-        self.source.mirrors.detach(self.id);
+        self.assembler.get_mut().abandon(&self.mirrors);
+        self.mirrors.detach(self.id);
         self.context.unregister(self.id);
         self.source.metrics.active_clients.sub(1);
         if let Some((pid, key)) = self.cancel_key.get_mut().take() {

@@ -5,10 +5,10 @@ use std::io;
 use crate::limits;
 use crate::protocol::postgres::startup::{
     First, Severity, StartupError, StartupMessage, encode_error, parse_first, repeated_request,
-    unencrypted_data_error,
 };
 use crate::proxy::Context;
 use crate::proxy::services::Shared;
+use crate::proxy::tls::{self, ServerTls};
 use crate::ring::{Chunk, Socket};
 
 /// A client that wants a session.
@@ -31,16 +31,23 @@ pub(super) enum Refusal {
     Smuggled,
     #[error("no startup packet in time")]
     TimedOut,
+    #[error("no TLS: {0}")]
+    Tls(io::Error),
+    #[error("TLS from the first byte without the application protocol \"postgresql\"")]
+    NoAlpn,
+    #[error("a client without TLS where it is required")]
+    Plaintext,
 }
 
-/// Reads up to the startup packet and answers what comes before it.
+/// Reads up to the startup packet and answers what comes before it. With `tls` the client may, or must, encrypt.
 pub(super) async fn receive(
     context: &Context,
     shared: &Shared,
     client: &Socket,
+    tls: Option<&ServerTls>,
 ) -> Result<Hello, Refusal> {
     let limit = context.config.borrow().general.client_login_timeout;
-    let hello = converse(context, shared, client);
+    let hello = converse(context, shared, client, tls);
     context
         .ring
         .timeout(limit, hello)
@@ -49,7 +56,11 @@ pub(super) async fn receive(
         .inspect_err(|refusal| {
             let answer = match refusal {
                 Refusal::Protocol(error) => error.response(),
-                Refusal::Smuggled => Some(unencrypted_data_error(true)),
+                Refusal::Plaintext => Some(encode_error(
+                    Severity::Fatal,
+                    "28000",
+                    "this address serves no connections without TLS",
+                )),
                 _ => None,
             };
             client.write(&answer.unwrap_or_default());
@@ -57,15 +68,20 @@ pub(super) async fn receive(
 }
 
 /// Tells a client that the listener is full. A cancel is still passed on: it frees and takes nothing.
-pub async fn refuse(context: &Context, shared: &Shared, client: &Socket) {
-    let asked = receive(context, shared, client);
+pub async fn refuse(context: &Context, shared: &Shared, client: &Socket, tls: Option<&ServerTls>) {
+    let asked = receive(context, shared, client, tls);
     if let Ok(Ok(_)) = context.ring.timeout(limits::REFUSAL_TIME, asked).await {
         let message = "sorry, too many clients already";
         client.write(&encode_error(Severity::Fatal, "53300", message));
     }
 }
 
-async fn converse(context: &Context, shared: &Shared, client: &Socket) -> Result<Hello, Refusal> {
+async fn converse(
+    context: &Context,
+    shared: &Shared,
+    client: &Socket,
+    tls: Option<&ServerTls>,
+) -> Result<Hello, Refusal> {
     let (mut asked_ssl, mut asked_gss) = (false, false);
     let mut buffer = Vec::new();
     loop {
@@ -76,9 +92,24 @@ async fn converse(context: &Context, shared: &Shared, client: &Socket) -> Result
             }
             continue;
         };
-        let parsed = parsed.map_err(Refusal::Protocol)?;
+        let parsed = match (parsed, tls) {
+            // TLS from the first byte, as clients of Postgres 17 may begin.
+            (Err(StartupError::DirectTls), Some(tls)) if !asked_ssl && !client.is_secure() => {
+                client.unrecv(Chunk::from(std::mem::take(&mut buffer)));
+                let alpn = encrypt(context, client, tls).await?;
+                if alpn.as_deref() != Some(tls::POSTGRES_ALPN) {
+                    return Err(Refusal::NoAlpn);
+                }
+                (asked_ssl, asked_gss) = (true, true);
+                continue;
+            }
+            (parsed, _) => parsed.map_err(Refusal::Protocol)?,
+        };
         let (asked, is_ssl) = match parsed.first {
             First::Startup(startup) => {
+                if tls.is_some_and(|tls| tls.required) && !client.is_secure() {
+                    return Err(Refusal::Plaintext);
+                }
                 client.unrecv(Chunk::from(buffer.split_off(parsed.consumed)));
                 return Ok(Hello {
                     startup,
@@ -101,8 +132,28 @@ async fn converse(context: &Context, shared: &Shared, client: &Socket) -> Result
             return Err(Refusal::Smuggled);
         }
         buffer.clear();
-        client.write(b"N");
+        match tls {
+            Some(tls) if is_ssl && !client.is_secure() => {
+                client.write(b"S");
+                encrypt(context, client, tls).await?;
+                // No other encryption inside of this one.
+                asked_gss = true;
+            }
+            _ => client.write(b"N"),
+        }
     }
+}
+
+/// Does the server's side of a TLS handshake; returns the application protocol.
+async fn encrypt(
+    context: &Context,
+    client: &Socket,
+    tls: &ServerTls,
+) -> Result<Option<Vec<u8>>, Refusal> {
+    let secured = tls::accept(context, client, tls)
+        .await
+        .map_err(Refusal::Tls)?;
+    Ok(secured.alpn)
 }
 
 /// Passes a cancel request to the server that issued the key, and waits until that has taken it. A key that nobody
@@ -112,12 +163,12 @@ async fn cancel(
     shared: &Shared,
     request: &crate::protocol::postgres::startup::CancelRequest,
 ) -> io::Result<()> {
-    let Some(endpoint) = shared.cancels.find(request.pid, &request.key) else {
+    let Some(database) = shared.cancels.find(request.pid, &request.key) else {
         return Ok(());
     };
-    let server = context.connect(&endpoint).await?;
+    let server = context.connect(&database).await?;
     server.write(&request.encode());
-    // The server closes when the signal is sent; the client learns by our close that it was.
-    while server.recv().await?.is_some() {}
+    // The server closes when the signal is sent, without the manners of TLS; the client learns by our close that it was.
+    while let Ok(Some(_)) = server.recv().await {}
     Ok(())
 }

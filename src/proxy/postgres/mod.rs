@@ -1,8 +1,10 @@
 //! Postgres: clients with their primary connections, and the workers of mirrors.
 
+mod admin;
 mod assembler;
 mod cancel;
 mod carried;
+mod channel_binding;
 mod client;
 mod connection;
 mod handshake;
@@ -17,6 +19,7 @@ use crate::config::Database;
 use crate::metrics::SourceMetrics;
 use std::sync::Arc;
 
+pub use admin::{AdminDoor, AdminInbox, AdminRequest};
 pub use cancel::CancelRegistry;
 pub use client::serve;
 pub use handshake::refuse;
@@ -26,9 +29,9 @@ pub use outcome::{Identity, PostgresOutcome};
 /// A database that clients connect to, with its mirrors, on one core.
 pub struct Source {
     /// Where it is.
-    pub database: Database,
-    /// Its mirrors.
-    pub mirrors: MirrorGroup<PostgresOutcome>,
+    pub database: Arc<Database>,
+    /// Its mirrors, shared with the entry that replaces this one at a reload.
+    pub mirrors: Rc<MirrorGroup<PostgresOutcome>>,
     /// Its counters.
     pub metrics: Arc<SourceMetrics>,
 }

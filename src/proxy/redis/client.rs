@@ -18,13 +18,13 @@ use crate::mirror::unit::{Class, ClientId, Draft, MirrorSet};
 use crate::protocol::resp::tracker::{Disposition, Paired, ReplyHead, Tracker, UnitEnd};
 use crate::protocol::resp::{ReplyFramer, Request, RequestError, RequestFramer, command};
 use crate::proxy::Context;
-use crate::proxy::context;
+use crate::proxy::context::{self, SessionInfo};
 use crate::proxy::mirrors::append;
 use crate::ring::{Chunk, Queue, Socket, WeakSocket};
 
 /// Serves one accepted connection to its end.
 pub async fn serve(context: Rc<Context>, source: SharedSource, client: Socket) {
-    let primary = match context.connect(&source.database.endpoint).await {
+    let primary = match context.connect(&source.database).await {
         Ok(primary) => primary,
         Err(error) => {
             // A direct client would find the port closed.
@@ -85,7 +85,11 @@ struct RedisSession {
     context: Rc<Context>,
     source: SharedSource,
     id: ClientId,
-    mirrored: bool,
+    /// Whether requests are collected for mirrors.
+    mirrored: Cell<bool>,
+    /// Whether the source has mirrors now; [`RedisSession::mirrored`] follows at the next quiet moment, because half a
+    /// request or transaction is worth nothing.
+    wanted: Cell<bool>,
     state: RefCell<State>,
     draining: Cell<bool>,
     client: WeakSocket,
@@ -106,7 +110,8 @@ impl RedisSession {
         let session = Rc::new(RedisSession {
             context: context.clone(),
             id: context.new_client(),
-            mirrored: !source.mirrors.is_empty(),
+            mirrored: Cell::new(!source.mirrors.is_empty()),
+            wanted: Cell::new(!source.mirrors.is_empty()),
             source,
             state: RefCell::new(State {
                 requests,
@@ -227,7 +232,7 @@ impl RedisSession {
         };
         let mut content = std::mem::take(&mut state.content);
         let disposition = state.tracker.request(&request, pending);
-        if !self.mirrored {
+        if !self.mirrored.get() {
             return true;
         }
         let mut exposed = MirrorSet::EMPTY;
@@ -258,7 +263,7 @@ impl RedisSession {
 
     /// Appends bytes to what a mirror may want of the current request.
     fn keep(&self, content: &mut Content, bytes: &Chunk) {
-        if !self.mirrored || content.oversize {
+        if !self.mirrored.get() || content.oversize {
             return;
         }
         let bytes_max = self.source.mirrors.bytes_max();
@@ -298,6 +303,9 @@ impl RedisSession {
                 self.reply(state, Frame::Collected(&collected));
             }
         }
+        if self.wanted.get() != self.mirrored.get() {
+            self.follow_wanted(state);
+        }
     }
 
     /// One complete frame of the primary.
@@ -312,8 +320,19 @@ impl RedisSession {
         let now_ns = self.context.ring.now_ns();
         let latency_ns = now_ns.saturating_sub(pending.arrived_ns);
         self.count(&pending, &frame, latency_ns);
-        if self.mirrored {
+        if self.mirrored.get() {
             self.unit_step(state, pending, end, &frame, now_ns);
+        }
+    }
+
+    /// Begins to collect for mirrors that have come, or ends it, if nothing is under way.
+    fn follow_wanted(&self, state: &State) {
+        let quiet = state.tracker.is_empty()
+            && !state.tracker.in_transaction()
+            && state.transaction.is_none()
+            && state.request.is_empty();
+        if quiet {
+            self.mirrored.set(self.wanted.get());
         }
     }
 
@@ -427,7 +446,7 @@ impl RedisSession {
         } = transaction;
         let mirrors = &self.source.mirrors;
         if content.oversize {
-            return mirrors.refuse(exposed, DropReason::Oversize);
+            return mirrors.refuse(exposed, class, DropReason::Oversize);
         }
         let Some(mut draft) = content.draft else {
             return mirrors.leave_out(class);
@@ -495,6 +514,25 @@ impl RedisSession {
 }
 
 impl context::Session for RedisSession {
+    fn describe(&self) -> SessionInfo {
+        let client = self.client.upgrade().and_then(|client| client.peer());
+        let idle = self.state.borrow().tracker.is_empty();
+        SessionInfo {
+            id: self.id.0,
+            database: self.source.database.name.clone(),
+            protocol: "redis",
+            user: String::new(),
+            peer: client.map_or_else(String::new, |peer| peer.to_string()),
+            state: if idle { "idle" } else { "active" },
+            core: 0,
+        }
+    }
+
+    fn mirrors_changed(&self) {
+        self.wanted.set(!self.source.mirrors.is_empty());
+        self.follow_wanted(&self.state.borrow());
+    }
+
     fn drain(&self) {
         self.draining.set(true);
         self.end_if_idle();

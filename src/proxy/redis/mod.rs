@@ -21,8 +21,8 @@ pub use outcome::RedisOutcome;
 pub struct Source {
     /// Where it is.
     pub database: Database,
-    /// Its mirrors.
-    pub mirrors: MirrorGroup<RedisOutcome>,
+    /// Its mirrors, shared with the entry that replaces this one at a reload.
+    pub mirrors: Rc<MirrorGroup<RedisOutcome>>,
     /// Its counters.
     pub metrics: Arc<SourceMetrics>,
 }
