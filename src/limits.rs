@@ -197,6 +197,99 @@ pub const CONFIG_FILE_BYTES_MAX: u64 = 4 << 20;
 /// Bytes of a password file: what a Postgres or Redis login could carry in one message of a sensible size.
 pub const SECRET_FILE_BYTES_MAX: u64 = 64 << 10;
 
+// --- Sentry ---
+
+/// Pause between two events of the same fingerprint.
+pub const SENTRY_COOLDOWN_NS: u64 = 60_000_000_000;
+
+/// Fingerprints told apart at one time: 32 bytes each.
+pub const SENTRY_FINGERPRINTS_MAX: usize = 10_000;
+
+/// How long the end of the process waits for the last events.
+pub const SENTRY_FLUSH: Duration = Duration::from_secs(2);
+
+// --- dual writes ---
+
+/// Keys that are tainted by name; beyond it everything is. About 100 bytes each with an ordinary name.
+pub const TAINT_KEYS_MAX: usize = 100_000;
+
+/// Bytes of their names.
+pub const TAINT_BYTES_MAX: usize = 16 << 20;
+
+/// Keys whose latest answers are remembered per generation, of which there are two: 40 bytes each.
+pub const ORDER_KEYS_MAX: usize = 65_536;
+
+/// Age of a generation: longer than an ordinary command takes, so that what is forgotten cannot overlap.
+pub const ORDER_GENERATION_NS: u64 = 10_000_000_000;
+
+/// Items that a dual write's queue keeps for reuse.
+pub const DUAL_SPARE_ITEMS_MAX: usize = 1024;
+
+/// Buffer that a reused item keeps: an ordinary command and its reply.
+pub const DUAL_KEPT_BYTES: usize = 1024;
+
+/// Script bodies that are remembered, for a secondary that does not know one.
+pub const SCRIPTS_MAX: usize = 1024;
+
+/// Bytes of these bodies.
+pub const SCRIPT_BYTES_MAX: usize = 16 << 20;
+
+/// Messages of one client that wait for their counterpart in the shadow subscription.
+pub const PUBSUB_PENDING_MAX: usize = 10_000;
+
+/// Items on their way to a secondary: deep enough for a 10 ms round trip at 100,000 a second, shallow enough that a
+/// lost connection taints few keys.
+pub const DUAL_WINDOW: usize = 1024;
+
+/// Keys that are copied at the same time by a repair.
+pub const REPAIR_BATCH: usize = 64;
+
+/// Mismatches that are read again at the same time; more count as not compared.
+pub const REREADS_MAX: usize = 256;
+
+/// How often a mismatch is read again, and within which time.
+pub const REREAD_ATTEMPTS: u32 = 3;
+/// See [`REREAD_ATTEMPTS`].
+pub const REREAD_WITHIN_NS: u64 = 100_000_000;
+// --- Redis lanes ---
+
+/// A command that arrives in pieces is held until it is whole, up to this; a larger one goes over its client's own
+/// connection as it comes. Four slabs: what a command may be without disturbing others' latency.
+pub const REDIS_HELD_BYTES_MAX: usize = 64 * 1024;
+
+/// A client that got a larger reply over a lane goes on over its own connection: others wait behind it while it
+/// crosses. A quarter of a millisecond on a 10-gigabit link.
+pub const REDIS_LANE_REPLY_BYTES: usize = 256 * 1024;
+
+/// Smaller replies in a row until such a client is trusted with a lane again.
+pub const REDIS_HEAVY_REPLIES: u32 = 32;
+
+/// Replies of a client that may be outstanding on a lane at first; one more with every small reply, half with every
+/// large one. What a client that does not read may make us hold is this times the reply's size.
+pub const REDIS_WINDOW_FIRST: usize = 64;
+
+/// The most: a deep pipeline fills a 10 ms round trip at 100,000 commands a second.
+pub const REDIS_WINDOW_MAX: usize = 1024;
+
+/// Replies that clients of one core have not read, all slow readers together. The one that exceeds it is closed; the
+/// largest bulk string that Redis allows fits.
+pub const REDIS_SPILL_BYTES_MAX: usize = 1 << 30;
+
+/// Of a large reply that nobody compares, how much is kept to know its kind: a status line and an error's word.
+pub const REDIS_HEAD_KEPT_BYTES: usize = 128;
+
+/// A lane without clients is closed after a minute.
+pub const REDIS_LANE_IDLE_NS: u64 = 60_000_000_000;
+
+/// After a failed attempt to open a lane, clients are refused for so long without another: a burst of them must not
+/// become a burst of connection attempts.
+pub const REDIS_LANE_RETRY_NS: u64 = 100_000_000;
+
+/// A connection's name that is kept for the client's own connection to be opened again.
+pub const REDIS_NAME_BYTES_MAX: usize = 256;
+
+/// CLIENT SETINFO commands kept for the client's own connection: two of ordinary length.
+pub const REDIS_INFO_BYTES_MAX: usize = 512;
 // --- admin SQL ---
 
 /// Words of one admin statement: the longest one has eight.

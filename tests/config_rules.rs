@@ -894,6 +894,29 @@ fn listener_tls_needs_both_files() {
 }
 
 #[test]
+fn what_makes_tls_stricter_needs_the_tls_that_it_is_about() {
+    let listener = |rest: &str| format!("[[listeners]]\naddress = \"0.0.0.0:1\"\n{rest}\n{BASE}");
+    refused(
+        &listener("tls_required = true"),
+        "tls_required",
+        "listeners.tls_required",
+        "needs tls",
+    );
+    let files = "cert = \"Cargo.toml\", key = \"Cargo.toml\"";
+    refused(
+        &listener(&format!(
+            "tls = {{ {files}, client_cert_required = false }}"
+        )),
+        "tls =",
+        "listeners.tls.client_cert_required",
+        "no effect without client_ca",
+    );
+    let text = listener(&format!("tls_required = true\ntls = {{ {files} }}"));
+    let tls = good(&text).listeners[0].tls.clone().unwrap();
+    assert!(tls.required && tls.client_cert_required);
+}
+
+#[test]
 fn unix_sockets_work_on_both_sides() {
     let text = BASE.replace("\"10.0.0.1\"", "\"/run/postgresql\"");
     let text = format!("[[listeners]]\naddress = \"unix:/run/parhelion/.s.PGSQL.6432\"\n{text}");

@@ -194,6 +194,29 @@ fn a_setting_made_in_an_unmirrored_transaction_holds_in_every_mirrored_one() {
     assert!((60..145).contains(&ledger.delivered), "{ledger:?}");
 }
 
+/// The same in a pipeline: the unit behind the setting was sent before the primary had answered the setting.
+#[test]
+fn a_setting_holds_for_the_units_behind_it_in_a_pipeline() {
+    let pair = Pair::new();
+    pair.both("CREATE TABLE seen(at serial, mem text)");
+    let mut client = pair.client();
+    for mem in 1..30 {
+        let pipeline = [
+            wire::query(&format!("SET work_mem = '{mem}MB'")),
+            wire::query("INSERT INTO seen(mem) SELECT current_setting('work_mem')"),
+            wire::query("RESET work_mem"),
+            wire::query("INSERT INTO seen(mem) SELECT current_setting('work_mem')"),
+        ];
+        client.send(&pipeline.concat());
+        for _ in 0..pipeline.len() {
+            client.until_ready();
+        }
+    }
+    assert_eq!(pair.clean().delivered, 4 * 29);
+    let all = "SELECT string_agg(mem, ',' ORDER BY at) FROM seen";
+    pair.mirror_shows(all, &pair.primary.sql(SHOP, all).unwrap());
+}
+
 /// Row 6.
 #[test]
 fn sampled_copies_arrive_whole_and_without_an_error() {

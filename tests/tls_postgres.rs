@@ -1,5 +1,8 @@
 //! TLS between clients, the proxy and Postgres: real psql, real servers, and raw clients for what psql does not do.
 
+// Helpers of tests are no tests to the lint.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::fs;
@@ -103,7 +106,8 @@ fn clients_connect_with_every_sslmode_and_believe_only_the_right_certificate() {
 #[test]
 fn a_client_without_tls_is_refused_where_it_is_required() {
     let server = server(&[]);
-    let pair = Authority::new().sign_local("proxy");
+    let authority = Authority::new();
+    let pair = authority.sign_local("proxy");
     let listener = format!("{}\ntls_required = true", listener_tls(&pair, None));
     let proxy = Configured::start(&config(&server, &listener, ""));
     let error = refused(psql(proxy.port(), "sslmode=disable", "SELECT 1"));
@@ -362,7 +366,8 @@ fn listening() -> (TcpListener, u16) {
 #[test]
 fn bytes_behind_an_ssl_request_close_the_connection_and_reach_nobody() {
     let (primary, port) = listening();
-    let listener = listener_tls(&Authority::new().sign_local("proxy"), None);
+    let authority = Authority::new();
+    let listener = listener_tls(&authority.sign_local("proxy"), None);
     let proxy = Configured::start(&config_at(port, &listener, ""));
     for extra in [&wire::startup(STARTUP)[..], b"x", &[0x16, 3, 1]] {
         let mut stream = open(proxy.process.address());

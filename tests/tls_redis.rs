@@ -1,5 +1,8 @@
 //! TLS between clients, the proxy and Redis: redis-cli and redis-server with TLS of their own.
 
+// Helpers of tests are no tests to the lint.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::io::{Read, Write};
@@ -30,14 +33,14 @@ fn answer(output: &Output) -> String {
 /// A server with a TLS port beside its plain one.
 fn secure_server(authority: &Authority, pair: &Pair) -> (RedisServer, u16) {
     let port = free_port().unwrap();
-    let option = |key: &str, value: &Path| (format!("--{key}"), value.display().to_string());
+    let option = |key: &str, value: &Path| (key.to_owned(), value.display().to_string());
     let server = RedisServer::start(RedisOptions {
         extra: vec![
-            ("--tls-port".to_owned(), port.to_string()),
+            ("tls-port".to_owned(), port.to_string()),
             option("tls-cert-file", &pair.cert),
             option("tls-key-file", &pair.key),
             option("tls-ca-cert-file", &authority.ca()),
-            ("--tls-auth-clients".to_owned(), "no".to_owned()),
+            ("tls-auth-clients".to_owned(), "no".to_owned()),
         ],
         ..RedisOptions::default()
     })

@@ -13,6 +13,7 @@ mod listener;
 pub mod listing;
 pub mod report;
 mod report_svg;
+pub mod sentry;
 pub mod state;
 mod table;
 pub mod view;

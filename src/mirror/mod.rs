@@ -8,6 +8,7 @@
 mod budget;
 pub mod dispatch;
 pub mod divergence;
+pub mod dual;
 pub mod exposure;
 pub mod ledger;
 pub mod pace;

@@ -25,6 +25,10 @@ use crate::ring::{Queues, Ring, Socket};
 pub enum Event {
     /// A reply of a mirror differed from the primary's.
     Divergence(Box<DivergenceReport>),
+    /// A secondary could not be reached or refused a write.
+    Failure(Box<FailureReport>),
+    /// A dual write ended with keys that the other backend may hold wrongly.
+    Tainted(Box<TaintReport>),
     /// Every core has ended: nothing comes any more.
     End,
 }
@@ -40,6 +44,8 @@ pub struct DivergenceReport {
     pub command: String,
     /// First key of the command; empty where there is none.
     pub key: Vec<u8>,
+    /// The pattern of a pub/sub message; empty where there is none.
+    pub pattern: Vec<u8>,
     /// How the replies differ.
     pub kind: crate::metrics::DivergenceKind,
     /// The primary's value, truncated.
@@ -52,12 +58,46 @@ pub struct DivergenceReport {
     pub core: usize,
 }
 
+/// A failure of a secondary, for the log and Sentry.
+#[derive(Clone, Debug)]
+pub struct FailureReport {
+    /// Source database.
+    pub source: String,
+    /// The secondary.
+    pub mirror: String,
+    /// `connect`, `write` or `read`.
+    pub operation: &'static str,
+    /// The command; empty where there is none.
+    pub command: String,
+    /// What it said.
+    pub problem: String,
+}
+
+/// Keys that were not brought in step before the end.
+#[derive(Clone, Debug)]
+pub struct TaintReport {
+    /// Source database.
+    pub source: String,
+    /// The secondary.
+    pub mirror: String,
+    /// Every key, not only these.
+    pub all: bool,
+    /// Databases and names.
+    pub keys: Vec<(u32, Vec<u8>)>,
+    /// Index of the core.
+    pub core: usize,
+}
+
 /// Something that can be asked to end at its next quiet moment.
 pub trait Session {
     /// Ends the session now if nothing is outstanding, else as soon as that is so.
     fn drain(&self);
     /// Ends the session now.
     fn stop(&self);
+    /// What an operator sees of it.
+    fn describe(&self) -> SessionInfo {
+        SessionInfo::default()
+    }
     /// The client's connection, while it is open.
     fn client(&self) -> Option<Socket>;
     /// Whether nothing is outstanding: the session waits for its client.
@@ -66,10 +106,6 @@ pub trait Session {
     fn listens(&self) -> bool;
     /// Ends the session because its client has been silent for too long.
     fn end_idle(&self);
-    /// What an operator sees of it.
-    fn describe(&self) -> SessionInfo {
-        SessionInfo::default()
-    }
     /// The mirrors of its source have changed: from its next unit on it may have to collect what it did not before.
     fn mirrors_changed(&self) {}
 }
@@ -199,6 +235,25 @@ impl Context {
             .for_each(|session| session.stop());
     }
 
+    /// Tells every session that the mirrors of its source may be others now.
+    pub fn mirrors_changed(&self) {
+        self.live_sessions()
+            .iter()
+            .for_each(|session| session.mirrors_changed());
+    }
+
+    /// Every session, for an operator.
+    pub fn describe_sessions(&self) -> Vec<SessionInfo> {
+        let sessions = self.live_sessions();
+        sessions
+            .iter()
+            .map(|session| SessionInfo {
+                core: self.core,
+                ..session.describe()
+            })
+            .collect()
+    }
+
     /// Ends the sessions whose clients have been silent for longer than `client_idle_timeout`, and those whose
     /// clients have left while the primary does not close.
     pub fn end_idle_sessions(&self) {
@@ -234,25 +289,6 @@ impl Context {
         if let Some(suppressed) = admitted {
             tracing::warn!(database, %error, suppressed, "the primary cannot be reached");
         }
-    }
-
-    /// Tells every session that the mirrors of its source may be others now.
-    pub fn mirrors_changed(&self) {
-        self.live_sessions()
-            .iter()
-            .for_each(|session| session.mirrors_changed());
-    }
-
-    /// Every session, for an operator.
-    pub fn describe_sessions(&self) -> Vec<SessionInfo> {
-        let sessions = self.live_sessions();
-        sessions
-            .iter()
-            .map(|session| SessionInfo {
-                core: self.core,
-                ..session.describe()
-            })
-            .collect()
     }
 
     fn live_sessions(&self) -> Vec<Rc<dyn Session>> {

@@ -21,12 +21,12 @@ use crate::ring::{Listener, Queue, Socket};
 pub struct Shared {
     /// Locked at login, logout and cancel only.
     pub cancels: postgres::CancelRegistry,
-    /// Locked at accept and at the end of a connection.
-    pub admission: Arc<Admission>,
     /// The admin's statements on their way to the control thread.
     pub admin: postgres::AdminDoor,
     /// Looked at once per connection.
     pub tls: Arc<TlsStore>,
+    /// Locked at accept and at the end of a connection.
+    pub admission: Arc<Admission>,
 }
 
 /// The sources of one core.
@@ -40,6 +40,7 @@ pub struct Services {
     redis: RefCell<HashMap<usize, redis::SharedSource>>,
     postgres_mirrors: RefCell<Vec<Rc<Mirror<postgres::PostgresOutcome>>>>,
     redis_mirrors: RefCell<Vec<Rc<Mirror<redis::RedisOutcome>>>>,
+    duals: RefCell<Vec<Rc<redis::dual::Dual>>>,
     listeners: RefCell<Vec<Weak<Listener>>>,
     /// Clients that are being told that there is no room.
     refusing: Rc<Cell<usize>>,
@@ -56,6 +57,7 @@ impl Services {
             redis: RefCell::default(),
             postgres_mirrors: RefCell::default(),
             redis_mirrors: RefCell::default(),
+            duals: RefCell::default(),
             listeners: RefCell::default(),
             refusing: Rc::default(),
         };
@@ -183,6 +185,7 @@ impl Services {
             },
         );
         *self.postgres.borrow_mut() = postgres;
+        let duals = self.remake_duals(config);
         let groups =
             |source: &redis::SharedSource| (source.database.name.clone(), source.mirrors.clone());
         let groups = self.redis.borrow().values().map(groups).collect();
@@ -193,14 +196,41 @@ impl Services {
             redis::start_workers,
             |index, mirrors, metrics| {
                 let database = config.databases[index].clone();
-                Rc::new(redis::Source {
-                    database,
-                    mirrors,
-                    metrics,
-                })
+                let dual = duals.iter().find(|dual| dual.source == database.name);
+                let observer = dual.map(|dual| dual.clone() as Rc<dyn redis::observe::Observer>);
+                Rc::new(redis::Source::new(database, mirrors, metrics, observer))
             },
         );
         *self.redis.borrow_mut() = redis;
+    }
+
+    /// Dual writes between the same databases go on with what is new; others are retired.
+    fn remake_duals(&self, config: &Config) -> Vec<Rc<redis::dual::Dual>> {
+        let before = std::mem::take(&mut *self.duals.borrow_mut());
+        let duals: Vec<_> = config
+            .dual_write
+            .iter()
+            .map(|options| {
+                if let Some(kept) = before.iter().find(|dual| dual.fits(config, options)) {
+                    kept.reconfigure(options);
+                    return kept.clone();
+                }
+                let metrics = self.context.registry.mirror(
+                    self.context.core,
+                    &config.databases[options.primary].name,
+                    &config.databases[options.secondary].name,
+                    metrics::Protocol::Redis,
+                );
+                redis::dual::Dual::start(&self.context, config, options, metrics)
+            })
+            .collect();
+        for dual in before {
+            if !duals.iter().any(|kept| Rc::ptr_eq(kept, &dual)) {
+                dual.retire();
+            }
+        }
+        *self.duals.borrow_mut() = duals.clone();
+        duals
     }
 
     /// Makes the sources of one protocol. The mirrors of a source that was here change under its open sessions; mirrors
@@ -298,6 +328,7 @@ impl Services {
             .borrow()
             .values()
             .for_each(|source| source.mirrors.refresh());
+        self.duals.borrow().iter().for_each(|dual| dual.refresh());
     }
 
     /// Drops units that have waited longer than a mirror may take for one.
@@ -309,6 +340,12 @@ impl Services {
         }
         for mirror in self.redis_mirrors.borrow().iter() {
             expire(mirror, now_ns, timeout_ns);
+        }
+        for source in self.redis.borrow().values() {
+            source.lanes.sweep(now_ns);
+        }
+        for dual in self.duals.borrow().iter() {
+            dual.expire(now_ns);
         }
     }
 
@@ -322,6 +359,9 @@ impl Services {
         }
         matching(&self.postgres_mirrors.borrow(), source, destination);
         matching(&self.redis_mirrors.borrow(), source, destination);
+        for dual in self.duals.borrow().iter() {
+            dual.reconnect(source, destination);
+        }
     }
 
     /// Whether every unit that was offered to a mirror has ended.
@@ -335,6 +375,7 @@ impl Services {
                 .borrow()
                 .iter()
                 .all(|mirror| mirror.is_settled())
+            && self.duals.borrow().iter().all(|dual| dual.is_settled())
     }
 
     /// Ends all mirrors: what waits is dropped, what is on its way is lost.
@@ -347,6 +388,7 @@ impl Services {
             .borrow()
             .iter()
             .for_each(|mirror| mirror.retire());
+        self.duals.borrow().iter().for_each(|dual| dual.retire());
     }
 
     /// Notes a listener, so that a drain can close it.

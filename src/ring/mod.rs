@@ -32,6 +32,7 @@ pub use core::{Ring, RingOptions, RingStats};
 pub use doorbell::{Doorbell, Ringer};
 pub use driver::drive;
 pub use listener::Listener;
+pub use out::BY_REFERENCE_BYTES;
 pub use secure::Secured;
 pub use socket::{Address, Socket, WeakSocket};
 pub use task::{Notify, Queue, Queues, WaitQueue, Waiting};

@@ -9,7 +9,7 @@ use super::chunk::Chunk;
 
 /// Pieces from this size on are sent by reference: below it a copy is cheaper than a vector entry, and a
 /// small piece would keep a whole slab while it waits.
-pub(super) const BY_REFERENCE_BYTES: usize = 2048;
+pub const BY_REFERENCE_BYTES: usize = 2048;
 
 /// Pieces of one vectored send.
 pub(super) const VECTOR: usize = 64;

@@ -11,11 +11,13 @@ use crossbeam_channel::Receiver;
 
 use crate::control::Verdict;
 use crate::control::divergences::{DivergenceRecord, DivergenceStore};
+use crate::control::sentry::SentryReporter;
+use crate::limits::SENTRY_FLUSH;
 use crate::metrics::{self, DivergenceKind, MirrorTotal, Registry};
 use crate::mirror::divergence::RateLimit;
 use crate::mirror::ledger::DropReason;
 use crate::mirror::verdict::{self, Answer, Evidence, Thresholds};
-use crate::proxy::context::{DivergenceReport, Event};
+use crate::proxy::context::{DivergenceReport, Event, TaintReport};
 
 /// One log line for each kind of difference in this time.
 const LOG_EVERY_NS: u64 = 5_000_000_000;
@@ -35,7 +37,27 @@ impl Journal {
             .map_err(|error| (path.to_owned(), error))
     }
 
-    fn write(&mut self, record: &DivergenceRecord) {
+    /// One line per key, and one more if every key is meant.
+    fn tainted(&mut self, report: &TaintReport) {
+        let line = |key: &str, db: u32| {
+            serde_json::json!({
+                "tainted": key,
+                "db": db,
+                "all": report.all,
+                "source": report.source,
+                "destination": report.mirror,
+                "core": report.core,
+            })
+        };
+        if report.all {
+            self.write(&line("", 0));
+        }
+        for (db, key) in &report.keys {
+            self.write(&line(&shown(key), *db));
+        }
+    }
+
+    fn write(&mut self, record: &impl serde::Serialize) {
         let Some(file) = &mut self.0 else { return };
         let Ok(mut line) = serde_json::to_string(record) else {
             return;
@@ -53,6 +75,7 @@ pub(super) fn consume(
     events: Receiver<Event>,
     store: Arc<DivergenceStore>,
     mut journal: Journal,
+    sentry: SentryReporter,
 ) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new()
         .name("events".to_owned())
@@ -61,7 +84,39 @@ pub(super) fn consume(
             let mut limit = RateLimit::new(LOG_EVERY_NS, LOG_FINGERPRINTS_MAX);
             for event in events {
                 match event {
-                    Event::End => return,
+                    Event::End => {
+                        if !sentry.flush(SENTRY_FLUSH) {
+                            tracing::warn!("Sentry did not take every event in time");
+                        }
+                        return;
+                    }
+                    Event::Failure(report) => {
+                        sentry.capture_failure(report.operation, &report.command, &report.problem);
+                        let now_ns = started.elapsed().as_nanos() as u64;
+                        let text = [&report.mirror, report.operation, &report.command].join("\0");
+                        let fingerprint = xxhash_rust::xxh3::xxh3_64(text.as_bytes());
+                        if let Some(suppressed) = limit.admit(fingerprint, now_ns) {
+                            tracing::warn!(
+                                source = report.source,
+                                secondary = report.mirror,
+                                operation = report.operation,
+                                command = report.command,
+                                reason = report.problem,
+                                suppressed,
+                                "a secondary failed"
+                            );
+                        }
+                    }
+                    Event::Tainted(report) => {
+                        tracing::warn!(
+                            source = report.source,
+                            secondary = report.mirror,
+                            keys = report.keys.len(),
+                            all = report.all,
+                            "keys were left that the secondary may hold wrongly"
+                        );
+                        journal.tainted(&report);
+                    }
                     Event::Divergence(report) => {
                         let record = record(&report);
                         let now_ns = started.elapsed().as_nanos() as u64;
@@ -75,6 +130,7 @@ pub(super) fn consume(
                                 "a mirror's reply differs"
                             );
                         }
+                        sentry.capture_divergence(record.kind, &record.command);
                         journal.write(&record);
                         store.push(record);
                     }
@@ -99,7 +155,7 @@ fn record(report: &DivergenceReport) -> DivergenceRecord {
         kind: report.kind,
         command: report.command.clone(),
         key: shown(&report.key),
-        pattern: String::new(),
+        pattern: shown(&report.pattern),
         primary: shown(&report.primary),
         mirror: shown(&report.secondary),
         core: report.core,

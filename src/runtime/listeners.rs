@@ -13,7 +13,7 @@ use std::path::Path;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::StartError;
-use crate::config::{Config, ListenAddress};
+use crate::config::{Config, ListenAddress, Listener, Protocol};
 use crate::limits;
 
 /// One listening socket of one core.
@@ -36,14 +36,7 @@ pub(super) fn bind(config: &Config, cpus: &[usize]) -> Result<BoundListeners, St
     let mut per_core: Vec<Vec<Bound>> = cpus.iter().map(|_| Vec::new()).collect();
     let mut addresses = Vec::new();
     for (index, listener) in config.listeners.iter().enumerate() {
-        let serving: Vec<usize> = (0..cpus.len())
-            .filter(|core| {
-                listener
-                    .cores
-                    .as_ref()
-                    .is_none_or(|list| list.contains(&cpus[*core]))
-            })
-            .collect();
+        let serving = serving(config, listener, cpus);
         let fail = |source| StartError::Listen {
             address: listener.address.to_string(),
             source,
@@ -64,6 +57,32 @@ pub(super) fn bind(config: &Config, cpus: &[usize]) -> Result<BoundListeners, St
         per_core,
         addresses,
     })
+}
+
+/// The cores that accept for a listener, by index.
+///
+/// Postgres: all. Redis: one for each primary, so that all clients of a primary share its lanes and writes reach the
+/// other side in the order of their execution; several primaries take turns. `cores` of the listener overrides both.
+fn serving(config: &Config, listener: &Listener, cpus: &[usize]) -> Vec<usize> {
+    let all = 0..cpus.len();
+    match (&listener.cores, listener.protocol) {
+        (Some(list), _) => all.filter(|core| list.contains(&cpus[*core])).collect(),
+        (None, Protocol::Postgres) => all.collect(),
+        (None, Protocol::Redis) => {
+            let mut primaries: Vec<_> = config
+                .listeners
+                .iter()
+                .filter(|other| other.protocol == Protocol::Redis)
+                .map(|other| other.database)
+                .collect();
+            let mut seen = std::collections::HashSet::new();
+            primaries.retain(|database| seen.insert(*database));
+            let turn = primaries
+                .iter()
+                .position(|database| *database == listener.database);
+            vec![turn.unwrap_or(0) % cpus.len().max(1)]
+        }
+    }
 }
 
 fn tcp(mut address: SocketAddr, count: usize) -> io::Result<(Vec<OwnedFd>, String)> {
@@ -120,6 +139,54 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_redis_primary_has_one_core_unless_its_listener_names_some() {
+        let text = r#"
+[[listeners]]
+address = "127.0.0.1:1"
+protocol = "redis"
+database = "a"
+[[listeners]]
+address = "127.0.0.1:2"
+protocol = "redis"
+database = "b"
+[[listeners]]
+address = "127.0.0.1:3"
+protocol = "redis"
+database = "a"
+[[listeners]]
+address = "127.0.0.1:4"
+protocol = "redis"
+database = "c"
+cores = [4, 6]
+[[listeners]]
+address = "127.0.0.1:5"
+[[databases]]
+name = "a"
+protocol = "redis"
+[[databases]]
+name = "b"
+protocol = "redis"
+[[databases]]
+name = "c"
+protocol = "redis"
+[[databases]]
+name = "p"
+"#;
+        let cpus = [4, 5, 6];
+        let input = crate::config::Input {
+            file: Path::new("parhelion.toml"),
+            text,
+            users: None,
+            cpus: &cpus,
+        };
+        let config = crate::config::parse(&input).unwrap().config;
+        let cores = |index: usize| serving(&config, &config.listeners[index], &cpus);
+        assert_eq!([cores(0), cores(1), cores(2)], [[0], [1], [0]]);
+        assert_eq!(cores(3), [0, 2]);
+        assert_eq!(cores(4), [0, 1, 2]);
+    }
 
     #[test]
     fn an_address_in_use_is_refused_although_our_own_cores_share_one() {

@@ -326,10 +326,11 @@ impl Commands for Operator {
         // What needs a restart stays as it is; the rest is taken over whole.
         let merged = config::apply(&old, new);
         // Read anew even if the paths are the same: a certificate that was renewed is what most reloads are for.
-        let material =
-            Material::load(&merged).map_err(|error| CommandError::Invalid(error.to_string()))?;
-        self.put_in_force(merged)?;
+        let material = Material::load(&merged).map_err(|error| {
+            CommandError::Invalid(format!("the old config stays in force: {error}"))
+        })?;
         self.tls.replace(material);
+        self.put_in_force(merged)?;
         Ok(changes.to_json())
     }
 

@@ -15,6 +15,7 @@ use super::operator::{Operator, Request};
 use super::{CoreMessage, CoreSender, Cores, StartError, events};
 use crate::config::Config;
 use crate::control::divergences::DivergenceStore;
+use crate::control::sentry::SentryReporter;
 use crate::control::{ControlState, Operation, Who, admin_sql, http};
 use crate::limits::ADMIN_REQUESTS_MAX;
 use crate::metrics::Registry;
@@ -92,7 +93,12 @@ pub fn run(config: Config, files: ConfigFiles) -> Result<(), ServeError> {
         Box::new(events::judge),
         None,
     ));
-    let consumer = events::consume(cores.events.clone(), divergences, journal)?;
+    let consumer = events::consume(
+        cores.events.clone(),
+        divergences,
+        journal,
+        SentryReporter::from_config(&config.sentry),
+    )?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -576,6 +576,34 @@ mod tests {
     }
 
     #[test]
+    fn what_stays_in_the_session_without_a_statement_to_carry_it_is_a_trace() {
+        let traces = |sql: &str| leaves_traces(sql.as_bytes(), classify(sql.as_bytes()));
+        for sql in [
+            "CREATE TEMP TABLE t(id int)",
+            "create temporary view v as select 1",
+            "SELECT 1 INTO TEMP t",
+            "SELECT set_config('a.b', 'c', false)",
+            "SELECT pg_advisory_lock(1)",
+            "SELECT pg_try_advisory_lock_shared(1)",
+            "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
+            "SELECT 1; CREATE TEMP TABLE t(id int)",
+        ] {
+            assert!(traces(sql), "{sql}");
+        }
+        for sql in [
+            "CREATE TABLE t(id int)",
+            "SELECT pg_advisory_xact_lock(1)",
+            "INSERT INTO temp VALUES ('temp')",
+            "SELECT temp FROM hold",
+            "DECLARE c CURSOR FOR SELECT 1",
+            "SELECT f('temp')",
+            "",
+        ] {
+            assert!(!traces(sql), "{sql}");
+        }
+    }
+
+    #[test]
     fn the_table_of_plain_words_is_sorted() {
         assert!(PLAIN.is_sorted());
     }

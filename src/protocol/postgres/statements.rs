@@ -39,6 +39,8 @@ pub struct Statement {
     pub class: Class,
     /// Its rows have an order of their own.
     pub ordered: bool,
+    /// Running it leaves traces in the session: [`sql::leaves_traces`].
+    pub traces: bool,
     /// The Parse message's body behind the name.
     pub content: Box<[u8]>,
 }
@@ -46,9 +48,11 @@ pub struct Statement {
 impl Statement {
     fn new(content: &[u8]) -> Self {
         let sql = split_cstr(content).map_or(content, |(sql, _)| sql);
+        let class = sql::classify(sql);
         Self {
             id: xxh3_128(content),
-            class: sql::classify(sql),
+            class,
+            traces: sql::leaves_traces(sql, class),
             ordered: sql::has_order_by(sql),
             content: content.into(),
         }

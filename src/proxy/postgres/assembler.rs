@@ -222,7 +222,7 @@ impl Assembler {
                 break;
             };
             if let Some(content) = cycle.pending {
-                self.attribute(content, around);
+                self.attribute(content, carried, around);
             }
         }
         if let Some(unit) = &mut self.unit
@@ -257,8 +257,12 @@ impl Assembler {
     }
 
     /// A cycle of a pipeline whose turn has come: it opens a unit or goes on with the open one.
-    fn attribute(&mut self, mut content: Content, around: &Surroundings<'_>) {
+    fn attribute(&mut self, mut content: Content, carried: &Carried, around: &Surroundings<'_>) {
         let Some(unit) = &mut self.unit else {
+            if let Some(draft) = &mut content.draft {
+                // The units before it in the pipeline have ended since it was sent.
+                draft.outcome.before = carried.state();
+            }
             let exposed = around.mirrors.expose(around.random);
             if exposed.is_empty() {
                 self.held.drop_draft(&mut content, around.mirrors);

@@ -7,7 +7,9 @@ use crate::protocol::postgres::session::SessionState;
 use crate::protocol::postgres::sql;
 use crate::protocol::postgres::startup::StartupMessage;
 use crate::protocol::postgres::statements::{ClientStatements, Statement};
-use crate::protocol::postgres::tracker::{CycleDone, Ending, Named, StatementOutcome};
+use crate::protocol::postgres::tracker::{
+    CycleDone, Ending, Named, STATEMENT_CAPTURE_MAX, StatementOutcome,
+};
 
 /// The carried state of one client.
 pub(super) struct Carried {
@@ -39,12 +41,15 @@ impl Carried {
 
     /// The client runs this text. Returns whether it leaves traces: see [`PostgresOutcome::traces`].
     pub fn statement(&mut self, text: &[u8], class: sql::Class) -> bool {
-        let concerns = sql::Class::SESSION
-            | sql::Class::DEALLOCATES
-            | sql::Class::SAVEPOINT
-            | sql::Class::ROLLBACK
-            | sql::Class::UNKNOWN;
-        let in_question = class.intersects(concerns) || self.unsettled;
+        self.observe(text, class);
+        sql::leaves_traces(text, class)
+    }
+
+    fn observe(&mut self, text: &[u8], class: sql::Class) {
+        // What could not be read to its end may do this as well.
+        let unread = class.intersects(sql::Class::UNKNOWN) && text.len() >= STATEMENT_CAPTURE_MAX;
+        let concerns = sql::Class::SESSION | sql::Class::DEALLOCATES | sql::Class::SAVEPOINT;
+        let in_question = class.intersects(concerns) || unread || self.unsettled;
         if in_question {
             Rc::make_mut(&mut self.state).observe(text);
             self.unsettled = true;
@@ -53,7 +58,6 @@ impl Carried {
             // Which ones is not looked into: those that are still there are prepared anew where they are needed.
             self.statements.clear();
         }
-        sql::leaves_traces(text, class)
     }
 
     /// The client made, executes or closed a prepared statement. A statement takes effect when it is executed, not when
@@ -67,7 +71,8 @@ impl Carried {
         let Some(statement) = self.statements.get(name).cloned() else {
             return false;
         };
-        self.statement(statement.sql(), statement.class)
+        self.observe(statement.sql(), statement.class);
+        statement.traces
     }
 
     /// A statement has ended.

@@ -41,6 +41,7 @@ pub(super) async fn settle(
     if ours.is_some_and(|ours| secured.certificate.as_ref() == Some(&ours.certificate)) {
         return Ok(primary);
     }
+    let limit = context.config.borrow().general.client_login_timeout;
     let mut filter = MechanismFilter::default();
     let mut begun = Vec::new();
     let reading = async {
@@ -53,7 +54,6 @@ pub(super) async fn settle(
         }
         io::Result::Ok(())
     };
-    let limit = context.config.borrow().general.client_login_timeout;
     context
         .ring
         .timeout(limit, reading)

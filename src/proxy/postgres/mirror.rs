@@ -332,6 +332,7 @@ impl Pool {
                     source: self.mirror.source.clone(),
                     mirror: self.mirror.destination.name.clone(),
                     command: sql::fingerprint(unit.outcome.text.as_bytes()).1,
+                    pattern: Vec::new(),
                     key: format!("statement {}", found.statement + 1).into_bytes(),
                     kind,
                     primary: found.primary.into_bytes(),

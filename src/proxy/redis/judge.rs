@@ -21,6 +21,7 @@ pub(super) enum Judgement {
 }
 
 /// A difference.
+#[derive(Clone)]
 pub(super) struct Found {
     pub command: String,
     pub key: Vec<u8>,
@@ -51,7 +52,12 @@ pub(super) fn judge(
     judge_transaction(&bytes, primary, mirror, how)
 }
 
-fn judge_one(request: &Request<'_>, primary: &[u8], mirror: &[u8], how: Compare) -> Judgement {
+pub(super) fn judge_one(
+    request: &Request<'_>,
+    primary: &[u8],
+    mirror: &[u8],
+    how: Compare,
+) -> Judgement {
     let known = command::lookup_request(request);
     let kind = match compare(known, request, primary, mirror) {
         Comparison::Equal => return Judgement::Equal,
@@ -76,7 +82,12 @@ fn judge_one(request: &Request<'_>, primary: &[u8], mirror: &[u8], how: Compare)
 }
 
 /// The replies of a transaction one by one; the first difference is reported.
-fn judge_transaction(unit: &[u8], primary: &[u8], mirror: &[u8], how: Compare) -> Judgement {
+pub(super) fn judge_transaction(
+    unit: &[u8],
+    primary: &[u8],
+    mirror: &[u8],
+    how: Compare,
+) -> Judgement {
     let (primary, mirror) = (Reply::parse(primary), Reply::parse(mirror));
     if mirror.is_error() || mirror.is_nil() {
         let exec = Request::parse(b"*1\r\n$4\r\nEXEC\r\n");
@@ -110,7 +121,7 @@ fn judge_transaction(unit: &[u8], primary: &[u8], mirror: &[u8], how: Compare) -
     }
 }
 
-fn shown(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn shown(bytes: &[u8]) -> Vec<u8> {
     bytes[..bytes.len().min(SHOWN_BYTES_MAX)].to_vec()
 }
 

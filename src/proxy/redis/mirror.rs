@@ -269,6 +269,7 @@ impl Worker {
             mirror: self.mirror.destination.name.clone(),
             command: found.command,
             key: found.key,
+            pattern: Vec::new(),
             kind: found.kind,
             primary: found.primary,
             secondary: found.secondary,

@@ -69,6 +69,8 @@ impl fmt::Debug for ServerTls {
 #[derive(Debug, Default)]
 pub struct Material {
     listeners: Vec<(ListenerTls, Protocol, Arc<ServerTls>)>,
+    /// What the predecessor had: cores that do not know the new config yet still ask for it.
+    before: Vec<(ListenerTls, Protocol, Arc<ServerTls>)>,
     databases: HashMap<String, Arc<ClientConfig>>,
 }
 
@@ -99,7 +101,7 @@ impl Material {
     }
 
     fn find(&self, tls: &ListenerTls, protocol: Protocol) -> Option<&Arc<ServerTls>> {
-        let mut known = self.listeners.iter();
+        let mut known = self.listeners.iter().chain(&self.before);
         let found = known.find(|(have, speaks, _)| have == tls && *speaks == protocol);
         found.map(|(_, _, server)| server)
     }
@@ -115,8 +117,10 @@ impl TlsStore {
         TlsStore(ArcSwap::from_pointee(material))
     }
 
-    /// Puts new material in force, for connections that begin from now on.
-    pub fn replace(&self, material: Material) {
+    /// Puts new material in force, for connections that begin from now on. To be done before the config that goes with
+    /// it.
+    pub fn replace(&self, mut material: Material) {
+        material.before.clone_from(&self.0.load().listeners);
         self.0.store(Arc::new(material));
     }
 

@@ -1,0 +1,214 @@
+//! Mismatches of shadow reads, read again on both sides before anybody is told.
+//!
+//! The backend in front is read over a connection of our own; the follower's turn comes through the queue, behind
+//! every write that was answered before. Only if both still differ, and nobody wrote meanwhile, it is a divergence.
+
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::super::judge::{Found, Judgement};
+use super::link::{Broken, Link};
+use super::{Dual, State};
+use crate::limits::{REREAD_ATTEMPTS, REREAD_WITHIN_NS, REREADS_MAX};
+use crate::metrics::{DivergenceKind, MirrorMetrics};
+use crate::mirror::dual::keys;
+use crate::mirror::dual::queue::{Item, Kind};
+use crate::mirror::unit::ClientId;
+use crate::proxy::backoff::Backoff;
+use crate::proxy::redis::observe::{Backend, Observer as _};
+
+/// Pause before the second and third attempt.
+const PAUSE_NS: u64 = 25_000_000;
+
+/// Works until the dual write is retired.
+pub(super) async fn run(dual: Rc<Dual>) {
+    let mut backoff = Backoff::default();
+    let mut link: Option<(Backend, Link)> = None;
+    while !dual.retired.get() {
+        let now_ns = dual.context.ring.now_ns();
+        let next = dual.state.borrow_mut().rereads.next(now_ns);
+        let number = match next {
+            Next::None => {
+                dual.chores.wait().await;
+                continue;
+            }
+            Next::At(at_ns) => {
+                let pause = Duration::from_nanos(at_ns.saturating_sub(now_ns));
+                dual.context.ring.sleep(pause, false).await;
+                continue;
+            }
+            Next::Due(number) => number,
+        };
+        let front = dual.front();
+        if link.as_ref().is_none_or(|(backend, _)| *backend != front) {
+            link = match Link::open(&dual.context, dual.at(front)).await {
+                Ok(open) => Some((front, open)),
+                Err(problem) => {
+                    backoff.complain(&dual.leader().name, &problem);
+                    None
+                }
+            };
+        }
+        let read = match &mut link {
+            Some((_, link)) => read(&dual, link, number).await,
+            None => Err(Broken::Closed),
+        };
+        if read.is_err() {
+            link = None;
+            dual.state
+                .borrow_mut()
+                .rereads
+                .give_up(number, &dual.metrics);
+            backoff.pause(&dual.context, || dual.retired.get()).await;
+        }
+    }
+}
+
+/// Reads the backend in front once more and queues the follower's turn.
+async fn read(dual: &Dual, link: &mut Link, number: u64) -> Result<(), Broken> {
+    let (request, db) = match dual.state.borrow().rereads.open.get(&number) {
+        Some(suspicion) => (suspicion.request.clone(), suspicion.db),
+        None => return Ok(()),
+    };
+    let limit = dual.options.borrow().shadow_timeout;
+    let default_db = dual.leader().db;
+    link.select(&dual.context, if db == 0 { default_db } else { db }, limit)
+        .await?;
+    let sent_ns = dual.context.ring.now_ns();
+    let replies = link.call(&dual.context, &request, 1, limit).await?;
+    let state = &mut *dual.state.borrow_mut();
+    if let Some(suspicion) = state.rereads.open.get_mut(&number) {
+        suspicion.sent_ns = sent_ns;
+    }
+    let mut item = state.queue.item();
+    item.kind = Kind::Reread(number);
+    item.request.extend_from_slice(&request);
+    item.reply.extend_from_slice(&replies[0]);
+    item.commands = 1;
+    item.db = db;
+    item.queued_ns = dual.context.ring.now_ns();
+    if state.queue.offer(item).is_err() {
+        state.rereads.give_up(number, &dual.metrics);
+    }
+    dual.work.wake_one();
+    Ok(())
+}
+
+/// One mismatch.
+struct Suspicion {
+    request: Vec<u8>,
+    db: u32,
+    client: ClientId,
+    found: Found,
+    attempts: u32,
+    since_ns: u64,
+    sent_ns: u64,
+}
+
+/// The mismatches that are being read again.
+#[derive(Default)]
+pub(super) struct Rereads {
+    open: HashMap<u64, Suspicion>,
+    due: VecDeque<(u64, u64)>,
+    last: u64,
+}
+
+enum Next {
+    None,
+    At(u64),
+    Due(u64),
+}
+
+impl Rereads {
+    /// A shadow read differed.
+    pub fn suspect(&mut self, item: &Item, found: Found, metrics: &MirrorMetrics) {
+        if self.open.len() >= REREADS_MAX {
+            // Too many at once to read again: told as found rather than kept quiet about.
+            metrics.not_compared.add(1);
+            return;
+        }
+        self.last += 1;
+        let suspicion = Suspicion {
+            request: item.request.clone(),
+            db: item.db,
+            client: item.client,
+            found,
+            attempts: 0,
+            since_ns: item.queued_ns,
+            sent_ns: 0,
+        };
+        self.open.insert(self.last, suspicion);
+        self.due.push_back((0, self.last));
+    }
+
+    /// The connection to the follower is gone, and with it what was on its way.
+    pub fn lost(&mut self) {
+        self.open.clear();
+        self.due.clear();
+    }
+
+    /// Something is to be read again, now or soon.
+    pub fn is_due(&self) -> bool {
+        !self.due.is_empty()
+    }
+
+    fn next(&mut self, now_ns: u64) -> Next {
+        match self.due.front() {
+            None => Next::None,
+            Some((at_ns, _)) if *at_ns > now_ns => Next::At(*at_ns),
+            Some((_, number)) => {
+                let number = *number;
+                self.due.pop_front();
+                Next::Due(number)
+            }
+        }
+    }
+
+    fn give_up(&mut self, number: u64, metrics: &MirrorMetrics) {
+        if self.open.remove(&number).is_some() {
+            metrics.shadow_read_errors.add(1);
+        }
+    }
+}
+
+impl Dual {
+    /// The follower has answered a reread.
+    pub(super) fn reread_answered(
+        &self,
+        state: &mut State,
+        number: u64,
+        item: &Item,
+        judgement: &Judgement,
+    ) {
+        let now_ns = self.context.ring.now_ns();
+        let Some(suspicion) = state.rereads.open.get_mut(&number) else {
+            return;
+        };
+        let Judgement::Different(found) = judgement else {
+            state.rereads.open.remove(&number);
+            return self.metrics.diverge(DivergenceKind::Transient);
+        };
+        suspicion.attempts += 1;
+        suspicion.found = (**found).clone();
+        let late = now_ns.saturating_sub(suspicion.since_ns) + PAUSE_NS > REREAD_WITHIN_NS;
+        if suspicion.attempts < REREAD_ATTEMPTS && !(late && suspicion.attempts > 0) {
+            state.rereads.due.push_back((now_ns + PAUSE_NS, number));
+            return;
+        }
+        let sent_ns = suspicion.sent_ns;
+        let mut raced = false;
+        keys::visit(&item.request, item.db, |db, key| {
+            let hash = keys::hash(db, key);
+            raced |= state.order.written_since(hash, sent_ns) || state.queue.taint.contains(hash);
+        });
+        let Some(suspicion) = state.rereads.open.remove(&number) else {
+            return;
+        };
+        if raced {
+            // Written to during every attempt: nothing is known about it, and it is looked at again with its next read.
+            return self.metrics.diverge(DivergenceKind::Transient);
+        }
+        self.tell(suspicion.found, suspicion.client);
+    }
+}

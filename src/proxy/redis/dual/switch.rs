@@ -1,0 +1,89 @@
+//! Changes the mode while clients go on.
+//!
+//! Where the same backend stays in front the mode changes at once. Where the backends change places, the one that comes
+//! to the front must hold everything first: writes go on to both until nothing is queued and nothing tainted, then
+//! clients wait for the few milliseconds in which the last answers come and the last writes arrive, and go on there.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::Dual;
+use crate::config::RedisMode;
+
+/// How often the state is looked at while a change of places waits.
+const POLL: Duration = Duration::from_millis(2);
+/// The longest that clients wait. A command that takes longer at the backend in front is not waited for.
+const HOLD_MAX: Duration = Duration::from_millis(500);
+/// A queue this short is emptied within a moment.
+const NEARLY_EMPTY: usize = 256;
+
+/// Follows the mode that is wanted until it is in force.
+pub(super) async fn run(dual: Rc<Dual>) {
+    while dual.mode.get() != dual.wanted.get() && !dual.retired.get() {
+        let (mode, wanted) = (dual.mode.get(), dual.wanted.get());
+        if mode.serves_secondary() == wanted.serves_secondary() {
+            dual.enter(wanted);
+            continue;
+        }
+        if !mode.writes_both() {
+            // The backend that comes to the front has to catch up first.
+            dual.enter(if mode.serves_secondary() {
+                RedisMode::SecondaryPrimary
+            } else {
+                RedisMode::DualWrite
+            });
+        }
+        if !dual.nearly_synced() {
+            dual.context.ring.sleep(POLL * 5, false).await;
+            continue;
+        }
+        dual.change_places(wanted).await;
+    }
+    dual.switching.set(false);
+}
+
+impl Dual {
+    fn enter(&self, mode: RedisMode) {
+        tracing::info!(source = self.source, before = %self.mode.get(), %mode, "the mode changes");
+        self.mode.set(mode);
+        self.work.wake_all();
+        self.chores.wake_all();
+    }
+
+    fn nearly_synced(&self) -> bool {
+        let state = self.state.borrow();
+        let repaired = state.queue.taint.is_empty() || !self.options.borrow().repair;
+        repaired && state.queue.len() < NEARLY_EMPTY
+    }
+
+    async fn change_places(&self, wanted: RedisMode) {
+        self.held.set(true);
+        let deadline_ns = self.context.ring.now_ns() + super::nanos(HOLD_MAX);
+        let in_time = loop {
+            let synced = {
+                let state = self.state.borrow();
+                let repaired = state.queue.taint.is_empty() || !self.options.borrow().repair;
+                state.queue.is_idle() && repaired
+            };
+            let late = self.context.ring.now_ns() > deadline_ns;
+            if synced && (self.outstanding.get() == 0 || late) {
+                break true;
+            }
+            if late || self.wanted.get() != wanted || self.retired.get() {
+                break false;
+            }
+            self.context.ring.sleep(POLL, true).await;
+        };
+        if in_time {
+            self.outstanding.set(0);
+            self.enter(wanted);
+            // The worker's connection leads to the backend that is in front now.
+            self.end_connection();
+        }
+        self.held.set(false);
+        self.gate.wake_all();
+        if !in_time {
+            self.context.ring.sleep(POLL * 25, false).await;
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! Lanes: upstream connections that clients share, pipelined, with replies routed in order.
+//!
+//! A lane's reader never waits for a client. A reply goes to its client's socket; what that client does not read
+//! piles up there, up to a bound for all clients of the core ([`crate::limits::REDIS_SPILL_BYTES_MAX`]), beyond which the client that
+//! exceeds it is closed. Nobody else notices. When a lane is lost, every client with a reply outstanding on it is
+//! closed: a reply never reaches anybody but the one who asked.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::rc::{Rc, Weak};
+
+use super::SharedSource;
+use super::collect::{Collected, Frame};
+use super::identity::{self, Identity, Unavailable, Wanted};
+use super::observe::Backend;
+use super::session::Session;
+use super::units::{Over, Pending};
+use crate::limits::{
+    REDIS_COMPARE_BYTES, REDIS_HEAD_KEPT_BYTES, REDIS_LANE_IDLE_NS, REDIS_LANE_RETRY_NS,
+    REDIS_REPLY_BYTES_MAX, REDIS_SPILL_BYTES_MAX, SOCKET_SEND_BYTES,
+};
+use crate::metrics;
+use crate::protocol::resp::tracker::{Disposition, UnitEnd};
+use crate::protocol::resp::{Command, ReplyError, ReplyFramer};
+use crate::proxy::Context;
+use crate::ring::{Chunk, Queue, Socket, WaitQueue};
+
+/// What the clients of one lane have in common.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct LaneKey {
+    pub backend: Backend,
+    pub identity: Option<Identity>,
+    pub db: u32,
+    pub resp: u8,
+}
+
+/// The lanes of one source on one core.
+#[derive(Default)]
+pub struct Lanes {
+    slots: RefCell<HashMap<LaneKey, Rc<Slot>>>,
+    /// Clients with more replies waiting than they should have.
+    spilling: RefCell<Vec<Weak<Session>>>,
+    /// What the last connection without credentials has shown.
+    wants_login: Cell<bool>,
+}
+
+/// The place of a lane; at most one connection attempt at a time.
+#[derive(Default)]
+struct Slot {
+    lane: RefCell<Option<Rc<Lane>>>,
+    opening: Cell<bool>,
+    opened: WaitQueue,
+    failure: RefCell<Option<(u64, Unavailable)>>,
+}
+
+impl Lanes {
+    /// The lane for `key`, opened if there is none.
+    pub(super) async fn get(
+        context: &Rc<Context>,
+        source: &SharedSource,
+        key: &LaneKey,
+    ) -> Result<Rc<Lane>, Unavailable> {
+        let slot = {
+            let mut slots = source.lanes.slots.borrow_mut();
+            match slots.get(key) {
+                Some(slot) => slot.clone(),
+                None => slots.entry(key.clone()).or_default().clone(),
+            }
+        };
+        if let Some(lane) = slot.live() {
+            return Ok(lane);
+        }
+        if !slot.opening.get() {
+            let recent = context.ring.now_ns().saturating_sub(REDIS_LANE_RETRY_NS);
+            if let Some((at_ns, failure)) = &*slot.failure.borrow()
+                && *at_ns > recent
+            {
+                return Err(failure.clone());
+            }
+            slot.opening.set(true);
+            let opening = open(context.clone(), source.clone(), slot.clone(), key.clone());
+            context.queues.spawn(Queue::Serve, opening);
+        }
+        slot.opened.wait().await;
+        slot.live().ok_or_else(|| {
+            let failure = slot.failure.borrow();
+            failure.as_ref().map_or_else(
+                || Unavailable::Down("it closed the connection".to_owned()),
+                |(_, failure)| failure.clone(),
+            )
+        })
+    }
+
+    /// Whether the backend wants a login before anything else, as far as known.
+    pub(super) fn wants_login(&self) -> bool {
+        self.wants_login.get()
+    }
+
+    /// Closes lanes that nobody has used for long, and forgets the lost ones.
+    pub fn sweep(&self, now_ns: u64) {
+        self.slots.borrow_mut().retain(|_, slot| {
+            let unused = match &*slot.lane.borrow() {
+                None => true,
+                Some(lane) => {
+                    let idle = lane.used_ns.get().saturating_add(REDIS_LANE_IDLE_NS) < now_ns;
+                    // A client that holds the lane may use it again: two lanes would break the order of its writes.
+                    let alone = Rc::strong_count(lane) == 1;
+                    !lane.alive.get() || (idle && alone && lane.is_idle())
+                }
+            };
+            slot.opening.get() || !unused || Rc::strong_count(slot) > 1
+        });
+    }
+
+    /// Lets no later client join the lanes there are: what the server asks of a new connection may have changed.
+    pub(super) fn renew(&self) {
+        self.slots.borrow_mut().retain(|_, slot| slot.opening.get());
+    }
+
+    /// Notes a client whose replies pile up. False: there is no room for more of them.
+    pub(super) fn spill(&self, session: &Rc<Session>) -> bool {
+        let mut spilling = self.spilling.borrow_mut();
+        let mut total = 0;
+        spilling.retain(|weak| {
+            let Some(other) = weak.upgrade() else {
+                return false;
+            };
+            let waiting = other.backlog();
+            total += waiting;
+            let stays = waiting > SOCKET_SEND_BYTES;
+            other.spilling.set(stays);
+            stays
+        });
+        if !session.spilling.replace(true) {
+            spilling.push(Rc::downgrade(session));
+            total += session.backlog();
+        }
+        total <= REDIS_SPILL_BYTES_MAX
+    }
+}
+
+impl Slot {
+    fn live(&self) -> Option<Rc<Lane>> {
+        self.lane.borrow().clone().filter(|lane| lane.is_alive())
+    }
+}
+
+/// Connects one lane and starts its reader.
+async fn open(context: Rc<Context>, source: SharedSource, slot: Rc<Slot>, key: LaneKey) {
+    let wanted = Wanted {
+        identity: key.identity.as_ref(),
+        db: key.db,
+        resp: key.resp,
+        probe: true,
+        ..Wanted::default()
+    };
+    let database = source.backend(key.backend);
+    match identity::establish(&context, &database, &wanted).await {
+        Ok(established) => {
+            if key.identity.is_none() {
+                source.lanes.wants_login.set(established.wants_login);
+            }
+            let lane = Rc::new(Lane {
+                key,
+                stream: context.new_client().0,
+                context: context.clone(),
+                wants_login: established.wants_login,
+                alive: Cell::new(true),
+                used_ns: Cell::new(context.ring.now_ns()),
+                state: RefCell::new(State::default()),
+                socket: established.socket,
+            });
+            let reading = read(lane.socket.clone(), Rc::downgrade(&lane));
+            context.queues.spawn(Queue::Serve, reading);
+            *slot.failure.borrow_mut() = None;
+            *slot.lane.borrow_mut() = Some(lane);
+        }
+        Err(problem) => {
+            tracing::warn!(database = database.name, %problem, "no lane to the database");
+            *slot.failure.borrow_mut() = Some((context.ring.now_ns(), problem));
+        }
+    }
+    slot.opening.set(false);
+    slot.opened.wake_all();
+}
+
+/// One shared connection.
+pub(super) struct Lane {
+    pub key: LaneKey,
+    stream: u64,
+    /// The backend lets nobody do anything on it before a login.
+    pub wants_login: bool,
+    context: Rc<Context>,
+    socket: Socket,
+    alive: Cell<bool>,
+    used_ns: Cell<u64>,
+    state: RefCell<State>,
+}
+
+struct State {
+    replies: ReplyFramer,
+    /// One entry for each command on its way.
+    fifo: VecDeque<Entry>,
+    /// The first bytes of a reply that comes in pieces.
+    reply: Collected,
+    /// Bytes of that reply so far.
+    reply_bytes: usize,
+}
+
+impl Default for State {
+    fn default() -> State {
+        State {
+            replies: ReplyFramer::new(REDIS_REPLY_BYTES_MAX),
+            fifo: VecDeque::new(),
+            reply: Collected::default(),
+            reply_bytes: 0,
+        }
+    }
+}
+
+/// A command on its way.
+struct Entry {
+    session: Rc<Session>,
+    pending: Pending,
+    disposition: Disposition,
+}
+
+/// Why a lane cannot go on.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("it sent what is no reply: {0}")]
+    Protocol(#[from] ReplyError),
+    #[error("it sent a reply that nobody asked for")]
+    Unsolicited,
+}
+
+impl Lane {
+    /// Whether commands can be sent.
+    pub fn is_alive(&self) -> bool {
+        self.alive.get() && !self.socket.is_ended()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.state.borrow().fifo.is_empty()
+    }
+
+    /// Notes whose command is written next.
+    pub fn note(&self, session: &Rc<Session>, pending: Pending, disposition: Disposition) {
+        self.state.borrow_mut().fifo.push_back(Entry {
+            session: session.clone(),
+            pending,
+            disposition,
+        });
+    }
+
+    /// Writes commands that were noted.
+    pub fn write(&self, bytes: &[u8]) {
+        self.socket.write(bytes);
+        self.used_ns.set(self.context.ring.now_ns());
+    }
+
+    /// The same for received bytes.
+    pub fn send(&self, chunk: &Chunk, range: Range<usize>) {
+        match range.len() {
+            0 => {}
+            len if len < crate::ring::BY_REFERENCE_BYTES => self.write(&chunk[range]),
+            _ => {
+                self.socket.send(chunk.slice(range));
+                self.used_ns.set(self.context.ring.now_ns());
+            }
+        }
+    }
+
+    /// Waits while more commands wait to leave than should. A lost lane is told by its reader.
+    pub async fn has_room(&self) {
+        if self.socket.queued() > SOCKET_SEND_BYTES {
+            let _ = self.socket.drained(SOCKET_SEND_BYTES / 2).await;
+        }
+    }
+
+    /// Sends the replies in `chunk` to their clients.
+    fn route(&self, chunk: &Chunk) -> Result<(), Broken> {
+        let state = &mut *self.state.borrow_mut();
+        let over = Over {
+            db: self.key.db,
+            resp: self.key.resp,
+            backend: self.key.backend,
+            stream: self.stream,
+        };
+        let mut run = Run::default();
+        let mut offset = 0;
+        while offset < chunk.len() {
+            let advance = match state.replies.advance(&chunk[offset..]) {
+                Ok(advance) => advance,
+                Err(error) => {
+                    run.flush(chunk);
+                    return Err(error.into());
+                }
+            };
+            let piece = offset..offset + advance.consumed;
+            offset = piece.end;
+            if state.replies.kind() == Some(b'>') {
+                // Nobody subscribes on a lane: a push concerns the connection, not a client.
+                continue;
+            }
+            let Some(front) = state.fifo.front() else {
+                run.flush(chunk);
+                return Err(Broken::Unsolicited);
+            };
+            run.extend(chunk, &front.session, piece.clone());
+            state.reply_bytes += piece.len();
+            if !advance.done {
+                let kept = match front.session.units.is_idle() {
+                    true => REDIS_HEAD_KEPT_BYTES,
+                    false => REDIS_COMPARE_BYTES,
+                };
+                state.reply.push(&chunk[piece], kept);
+                continue;
+            }
+            let Some(entry) = state.fifo.pop_front() else {
+                return Err(Broken::Unsolicited);
+            };
+            run.replies += 1;
+            let bytes = std::mem::take(&mut state.reply_bytes);
+            if state.reply.is_empty() {
+                entry.answered(&Frame::Whole(chunk, piece), bytes, over);
+            } else {
+                state.reply.push(&chunk[piece], REDIS_COMPARE_BYTES);
+                entry.answered(&Frame::Collected(&state.reply), bytes, over);
+                state.reply.clear();
+            }
+        }
+        run.flush(chunk);
+        Ok(())
+    }
+
+    /// Closes every client that waits for a reply.
+    fn lose(&self, why: &dyn std::fmt::Display) {
+        self.alive.set(false);
+        let fifo = std::mem::take(&mut self.state.borrow_mut().fifo);
+        if !fifo.is_empty() {
+            tracing::warn!(%why, commands = fifo.len(), "a lane to a database was lost");
+        }
+        for entry in fifo {
+            entry.session.units.abandon(entry.pending, self.key.db);
+            entry.session.fail();
+        }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        // The reader holds the socket, and ends with this.
+        self.socket.stop_receiving();
+    }
+}
+
+async fn read(socket: Socket, lane: Weak<Lane>) {
+    let why = loop {
+        let received = socket.recv().await;
+        let Some(lane) = lane.upgrade() else { return };
+        match received {
+            Ok(Some(chunk)) => {
+                let counters = lane.context.metrics.listener(metrics::Protocol::Redis);
+                counters.primary_bytes_in.add(chunk.len() as u64);
+                if let Err(broken) = lane.route(&chunk) {
+                    break broken.to_string();
+                }
+            }
+            Ok(None) => break "it closed the connection".to_owned(),
+            Err(error) => break error.to_string(),
+        }
+    };
+    if let Some(lane) = lane.upgrade() {
+        lane.lose(&why);
+    }
+}
+
+impl Entry {
+    fn answered(self, frame: &Frame<'_>, bytes: usize, over: Over) {
+        let Entry {
+            session,
+            pending,
+            disposition,
+        } = self;
+        let units = &session.units;
+        if changes_logins(pending.command) {
+            units.source.lanes.renew();
+        }
+        units.count(&pending, frame, units.context.ring.now_ns());
+        session.learn_size(bytes);
+        if !units.is_idle() {
+            let error = matches!(frame.bytes().first(), Some(b'-' | b'!'));
+            let end = match disposition {
+                Disposition::Mirror => UnitEnd::Complete { error },
+                _ => UnitEnd::NotAUnit,
+            };
+            units.step(&mut None, pending, end, frame, over);
+        }
+    }
+}
+
+/// Neighbouring replies to one client leave together.
+#[derive(Default)]
+struct Run {
+    session: Option<Rc<Session>>,
+    range: Range<usize>,
+    /// Replies that end in it.
+    replies: usize,
+}
+
+impl Run {
+    fn extend(&mut self, chunk: &Chunk, session: &Rc<Session>, piece: Range<usize>) {
+        match &self.session {
+            Some(mine) if Rc::ptr_eq(mine, session) && self.range.end == piece.start => {
+                self.range.end = piece.end;
+            }
+            _ => {
+                self.flush(chunk);
+                self.session = Some(session.clone());
+                self.range = piece;
+            }
+        }
+    }
+
+    fn flush(&mut self, chunk: &Chunk) {
+        if let Some(session) = self.session.take() {
+            session.deliver(chunk, self.range.clone(), self.replies);
+        }
+        self.replies = 0;
+    }
+}
+
+/// Behind such a command a new connection may need other credentials than those there are.
+pub(super) fn changes_logins(command: Option<&Command>) -> bool {
+    command.is_some_and(|command| {
+        command.is_admin()
+            && matches!(
+                (command.name(), command.sub()),
+                ("CONFIG", "SET") | ("ACL", "SETUSER" | "DELUSER" | "LOAD")
+            )
+    })
+}

@@ -1,0 +1,338 @@
+//! Dual writes and shadow reads between two real servers, through the real binary.
+
+// Helpers of tests are no tests to the lint.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parhelion::testing::servers::{RedisOptions, RedisServer};
+use parhelion::testing::wait::eventually;
+use support::proxy::{Proxy, ProxyOptions};
+use support::resp::{RespClient, clip};
+
+/// Nothing in these tests takes longer to come to rest.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn server() -> RedisServer {
+    let extra = vec![("enable-debug-command".to_owned(), "yes".to_owned())];
+    RedisServer::start(RedisOptions {
+        extra,
+        ..RedisOptions::default()
+    })
+    .unwrap()
+}
+
+struct Pair {
+    primary: RedisServer,
+    secondary: RedisServer,
+    proxy: Proxy,
+}
+
+impl Pair {
+    fn new(mode: &str) -> Pair {
+        let (primary, secondary) = (server(), server());
+        let options = ProxyOptions::new("redis", primary.address()).args(&[
+            "--secondary",
+            &secondary.address().to_string(),
+            "--mode",
+            mode,
+        ]);
+        let proxy = Proxy::start(&options);
+        Pair {
+            primary,
+            secondary,
+            proxy,
+        }
+    }
+
+    fn client(&self) -> RespClient {
+        RespClient::connect(self.proxy.address())
+    }
+
+    /// Waits until both servers hold the same data.
+    fn same_data(&self) {
+        let mut digests = (String::new(), String::new());
+        let same = eventually(PATIENCE, || {
+            digests = (
+                digest(self.primary.address()),
+                digest(self.secondary.address()),
+            );
+            (digests.0 == digests.1).then_some(())
+        });
+        if same.is_none() {
+            panic!("{digests:?}\n{}", difference(&self.primary, &self.secondary));
+        }
+    }
+
+    /// The sum of all samples of a metric whose line contains every word.
+    fn metric(&mut self, name: &str, words: &[&str]) -> f64 {
+        let text = self.proxy.real().get("/metrics").unwrap();
+        text.lines()
+            .filter(|line| {
+                let end = line.find(['{', ' ']).unwrap_or(line.len());
+                &line[..end] == name && words.iter().all(|word| line.contains(word))
+            })
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+}
+
+fn digest(address: SocketAddr) -> String {
+    let mut client = RespClient::connect(address);
+    String::from_utf8(client.call(&["DEBUG", "DIGEST"])).unwrap()
+}
+
+/// What differs, for a message.
+fn difference(primary: &RedisServer, secondary: &RedisServer) -> String {
+    let mut ours = RespClient::connect(primary.address());
+    let mut theirs = RespClient::connect(secondary.address());
+    let mut out = format!(
+        "sizes {} {}",
+        clip(&ours.call(&["DBSIZE"])),
+        clip(&theirs.call(&["DBSIZE"]))
+    );
+    for number in 0..10 {
+        for kind in ["s", "n", "l", "set", "z", "x", "h", "e", "m"] {
+            let key = format!("{kind}:{number}");
+            let values = [&mut ours, &mut theirs].map(|client| client.call(&["DEBUG", "DIGEST-VALUE", &key]));
+            if values[0] != values[1] {
+                let dumps = [&mut ours, &mut theirs].map(|client| {
+                    let read: &[&str] = match kind {
+                        "l" => &["LRANGE", &key, "0", "-1"],
+                        "set" => &["SMEMBERS", &key],
+                        "z" => &["ZRANGE", &key, "0", "-1", "WITHSCORES"],
+                        "x" => &["XRANGE", &key, "-", "+"],
+                        "h" => &["HGETALL", &key],
+                        _ => &["GET", &key],
+                    };
+                    (clip(&client.call(read)), clip(&client.call(&["PTTL", &key])))
+                });
+                out += &format!("\n{key}: {dumps:?}");
+            }
+        }
+    }
+    out
+}
+
+/// One command of the mix on one of ten keys of each kind.
+fn step(client: &mut RespClient, rng: &mut fastrand::Rng) {
+    let number = rng.u8(0..10);
+    let value = format!("v{}", rng.u16(..));
+    let key = |kind: &str| format!("{kind}:{number}");
+    let call = |client: &mut RespClient, args: &[&str]| {
+        let reply = client.call(args);
+        assert_ne!(reply[0], b'-', "{args:?}: {}", clip(&reply));
+    };
+    match rng.u8(0..19) {
+        0 => call(client, &["APPEND", &key("s"), &value]),
+        1 => call(client, &["SET", &key("s"), &value]),
+        2 => call(client, &["INCR", &key("n")]),
+        3 => call(client, &["LPUSH", &key("l"), &value]),
+        4 => call(client, &["RPUSH", &key("l"), &value]),
+        5 => call(client, &["SADD", &key("set"), &value]),
+        6 => call(client, &["SPOP", &key("set")]),
+        7 => call(client, &["PEXPIRE", &key("e"), "100000"]),
+        8 => call(client, &["SET", &key("e"), &value, "PX", "200000"]),
+        9 => call(client, &["XADD", &key("x"), "MAXLEN", "50", "*", "f", &value]),
+        10 => {
+            let script = "redis.call('HINCRBY', KEYS[1], ARGV[1], 1) return redis.call('HLEN', KEYS[1])";
+            call(client, &["EVAL", script, "1", &key("h"), &value[..2]]);
+        }
+        11 => {
+            for args in [
+                &["MULTI"][..],
+                &["INCR", &key("m")],
+                &["SPOP", &key("set")],
+                &["LPUSH", &key("l"), &value],
+                &["EXEC"],
+            ] {
+                call(client, args);
+            }
+        }
+        12 => call(client, &["ZADD", &key("z"), "1", &value]),
+        13 => call(client, &["ZPOPMIN", &key("z")]),
+        14 => call(client, &["INCRBYFLOAT", &key("n"), "1"]),
+        15 => call(client, &["LMPOP", "1", &key("l"), "LEFT"]),
+        16 => call(client, &["BLPOP", &key("l"), "0.01"]),
+        17 => {
+            call(client, &["GET", &key("s")]);
+            call(client, &["LRANGE", &key("l"), "0", "-1"]);
+            call(client, &["SMEMBERS", &key("set")]);
+        }
+        _ => call(client, &["LTRIM", &key("l"), "0", "30"]),
+    }
+}
+
+/// Runs the mix with 32 clients, `steps` each.
+fn mix(address: SocketAddr, steps: usize) {
+    std::thread::scope(|scope| {
+        for seed in 0..32 {
+            scope.spawn(move || {
+                let mut rng = fastrand::Rng::with_seed(seed);
+                let mut client = RespClient::connect(address);
+                for _ in 0..steps {
+                    step(&mut client, &mut rng);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn thirty_two_clients_on_the_same_ten_keys_leave_both_servers_identical() {
+    let mut pair = Pair::new("dual-write-shadow");
+    mix(pair.proxy.address(), 300);
+    pair.same_data();
+    let divergences = pair.metric("parhelion_divergences_total", &[]);
+    let transient = pair.metric("parhelion_divergences_total", &["transient"]);
+    assert_eq!(divergences - transient, 0.0, "{:?}", pair.proxy.real().log());
+    let (mut ours, mut theirs) = (
+        RespClient::connect(pair.primary.address()),
+        RespClient::connect(pair.secondary.address()),
+    );
+    for number in 0..10 {
+        let ttl = |client: &mut RespClient| {
+            let reply = client.call(&["PEXPIRETIME", &format!("e:{number}")]);
+            String::from_utf8_lossy(&reply[1..]).trim().parse::<i64>().unwrap()
+        };
+        let (ours, theirs) = (ttl(&mut ours), ttl(&mut theirs));
+        assert!((ours - theirs).abs() < 1000, "{ours} {theirs}");
+    }
+}
+
+#[test]
+fn a_secondary_that_is_killed_and_restarted_twice_under_load_ends_identical() {
+    let mut pair = Pair::new("dual-write");
+    let address = pair.proxy.address();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for seed in 0..16 {
+            let done = &done;
+            scope.spawn(move || {
+                let mut rng = fastrand::Rng::with_seed(seed);
+                let mut client = RespClient::connect(address);
+                while !done.load(Ordering::Relaxed) {
+                    step(&mut client, &mut rng);
+                }
+            });
+        }
+        for _ in 0..2 {
+            std::thread::sleep(Duration::from_millis(400));
+            pair.secondary.kill9().unwrap();
+            std::thread::sleep(Duration::from_millis(300));
+            pair.secondary.restart().unwrap();
+            std::thread::sleep(Duration::from_millis(400));
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    pair.same_data();
+    assert!(pair.metric("parhelion_repaired_keys_total", &[]) > 0.0);
+}
+
+#[test]
+fn the_modes_are_walked_under_load_without_an_error_or_a_lost_write() {
+    let mut pair = Pair::new("primary-only");
+    let address = pair.proxy.address();
+    let done = AtomicBool::new(false);
+    let written = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for number in 0..16 {
+            let (done, written) = (&done, &written);
+            scope.spawn(move || {
+                let mut client = RespClient::connect(address);
+                let key = format!("counter:{number}");
+                let mut expected = 0_u64;
+                while !done.load(Ordering::Relaxed) {
+                    expected += 1;
+                    assert_eq!(
+                        client.call(&["INCR", &key]),
+                        format!(":{expected}\r\n").into_bytes(),
+                        "an increment was lost or doubled"
+                    );
+                }
+                written.fetch_add(expected, Ordering::Relaxed);
+            });
+        }
+        let walk = [
+            "dual-write",
+            "dual-write-shadow",
+            "secondary-primary",
+            "secondary-only",
+            "elastickv-primary",
+            "dual-write",
+            "primary-only",
+            "dual-write",
+        ];
+        for mode in walk {
+            std::thread::sleep(Duration::from_millis(300));
+            set_mode(&mut pair, mode);
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(written.load(Ordering::Relaxed) > 1000);
+    pair.same_data();
+}
+
+fn set_mode(pair: &mut Pair, mode: &str) {
+    let control = pair.proxy.real().control();
+    let name = source_name(pair);
+    let url = format!("http://{control}/api/dual_write/{name}/mode");
+    let answer = ureq::post(&url).send_json(serde_json::json!({ "mode": mode })).unwrap();
+    assert!(answer.status().is_success());
+}
+
+fn source_name(pair: &mut Pair) -> String {
+    let config: serde_json::Value = serde_json::from_str(&pair.proxy.real().get("/api/config").unwrap()).unwrap();
+    config["dual_write"][0]["primary"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn reads_that_race_writers_report_nothing_when_the_secondary_is_right() {
+    let mut pair = Pair::new("dual-write-shadow");
+    let reads: usize = std::env::var("PARHELION_DUAL_READS").map_or(100_000, |text| text.parse().unwrap());
+    let address = pair.proxy.address();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for seed in 0..16 {
+            let done = &done;
+            scope.spawn(move || {
+                let mut rng = fastrand::Rng::with_seed(seed);
+                let mut client = RespClient::connect(address);
+                while !done.load(Ordering::Relaxed) {
+                    let key = format!("k:{}", rng.u8(0..10));
+                    client.call(&["SET", &key, &rng.u64(..).to_string()]);
+                }
+            });
+        }
+        let readers: Vec<_> = (0..4)
+            .map(|seed| {
+                scope.spawn(move || {
+                    let mut rng = fastrand::Rng::with_seed(seed);
+                    let mut client = RespClient::connect(address);
+                    for _ in 0..reads / 4 / 50 {
+                        let keys: Vec<_> = (0..50).map(|_| format!("k:{}", rng.u8(0..10))).collect();
+                        let pipeline: Vec<u8> = keys
+                            .iter()
+                            .flat_map(|key| support::resp::encode(&["GET", key]))
+                            .collect();
+                        client.send(&pipeline);
+                        client.replies(50);
+                    }
+                })
+            })
+            .collect();
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        done.store(true, Ordering::Relaxed);
+    });
+    pair.same_data();
+    let compared = pair.metric("parhelion_compared_total", &[]);
+    let all = pair.metric("parhelion_divergences_total", &[]);
+    let transient = pair.metric("parhelion_divergences_total", &["transient"]);
+    assert_eq!(all - transient, 0.0);
+    assert!(compared > reads as f64 / 2.0, "{compared} of {reads} compared");
+}
