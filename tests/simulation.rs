@@ -10,6 +10,8 @@
 
 #[path = "simulation/lane.rs"]
 mod lane;
+#[path = "simulation/sessions.rs"]
+mod sessions;
 #[path = "simulation/shadow.rs"]
 mod shadow;
 #[path = "simulation/source.rs"]
@@ -23,7 +25,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use parhelion::mirror::ledger::{DropReason, LedgerSnapshot};
 
-use source::Numbered;
+use sessions::{Postgres, Resp};
+use source::{Numbered, UnitSource};
 use world::World;
 
 /// Mistakes that are planted to prove that the simulation sees them.
@@ -51,7 +54,16 @@ pub enum Mistake {
 
 /// Runs one seed; an error names the seed, what was wrong and the last actions.
 fn run(seed: u64, mistake: Option<Mistake>) -> Result<LedgerSnapshot, String> {
-    let mut world = World::new(seed, Numbered, mistake);
+    run_with(seed, Numbered, mistake)
+}
+
+/// The same with the units of a protocol's session core.
+fn run_with(
+    seed: u64,
+    source: impl UnitSource,
+    mistake: Option<Mistake>,
+) -> Result<LedgerSnapshot, String> {
+    let mut world = World::new(seed, source, mistake);
     let steps = 1_000;
     catch_unwind(AssertUnwindSafe(|| world.run(steps))).map_err(|panic| {
         let text = panic
@@ -72,12 +84,54 @@ fn number(name: &str) -> Option<u64> {
     )
 }
 
-#[test]
-fn no_seed_breaks_order_wholeness_or_the_ledger() {
-    let seeds = match number("PARHELION_SIM_SEED") {
+fn seeds() -> std::ops::Range<u64> {
+    match number("PARHELION_SIM_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("PARHELION_SIM_SEEDS").unwrap_or(256),
-    };
+    }
+}
+
+fn no_seed_breaks<U: UnitSource + Default>() {
+    let mut sum = LedgerSnapshot::default();
+    for seed in seeds() {
+        match run_with(seed, U::default(), None) {
+            Ok(books) => sum.merge(&books),
+            Err(report) => panic!("{report}"),
+        }
+    }
+    println!("{sum:?}");
+    assert!(sum.delivered > 0, "{sum:?}");
+}
+
+#[test]
+fn no_seed_breaks_it_with_units_of_the_redis_session_core() {
+    no_seed_breaks::<Resp>();
+}
+
+#[test]
+fn no_seed_breaks_it_with_units_of_the_postgres_session_core() {
+    no_seed_breaks::<Postgres>();
+}
+
+#[test]
+fn mistakes_with_units_of_the_session_cores_are_seen() {
+    for mistake in [
+        Mistake::Reorder,
+        Mistake::SendHalf,
+        Mistake::SettleTwice,
+        Mistake::Leak,
+    ] {
+        let redis = (0..16).filter(|seed| run_with(*seed, Resp::default(), Some(mistake)).is_err());
+        let postgres =
+            (0..16).filter(|seed| run_with(*seed, Postgres::default(), Some(mistake)).is_err());
+        let seen = (redis.count(), postgres.count());
+        assert!(seen.0 >= 8 && seen.1 >= 8, "{mistake:?}: {seen:?} of 16");
+    }
+}
+
+#[test]
+fn no_seed_breaks_order_wholeness_or_the_ledger() {
+    let seeds = seeds();
     let many = seeds.end - seeds.start >= 256;
     let mut sum = LedgerSnapshot::default();
     for seed in seeds {

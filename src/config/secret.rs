@@ -1,20 +1,23 @@
 //! A value that must not be seen: passwords, verifiers, DSNs.
 //!
-//! Owns: the text. Never does: show it in `Debug`, implement `Display` or `Serialize`.
+//! Owns: the text. Never does: show it in `Debug`, implement `Display` or `Serialize`, leave it in memory that it
+//! gave back.
 
 use std::fmt;
+
+use zeroize::Zeroizing;
 
 /// A password, SCRAM verifier or DSN. `Debug` prints `***`; there is no `Display` and no `Serialize`.
 ///
 /// Equality is for telling a changed configuration from an unchanged one; it does not run in constant time and must
 /// not decide whether a client may log in.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret(Zeroizing<String>);
 
 impl Secret {
     /// Takes the text in custody.
     pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
+        Self(Zeroizing::new(text.into()))
     }
 
     /// The text itself, for the one place that sends or checks it.

@@ -87,7 +87,9 @@ impl Services {
         let Some(place) = (self.shared.admission).enter(index, socket.peer(), general) else {
             counters.listener(protocol).refused.add(1);
             counters.listener(protocol).closed.add(1);
-            return self.refuse(listener.protocol, socket);
+            let tls = listener.tls.as_ref();
+            let tls = tls.map(|tls| self.context.tls.server(tls, listener.protocol));
+            return self.refuse(listener.protocol, socket, tls);
         };
         if let Some(timeout) = general.client_idle_timeout {
             socket.lose_after(timeout);
@@ -132,8 +134,15 @@ impl Services {
     }
 
     /// Tells a client in its protocol that there is no room, unless too many are being told already.
-    fn refuse(self: &Rc<Self>, protocol: Protocol, socket: Socket) {
-        if self.refusing.get() >= REFUSALS_MAX {
+    fn refuse(
+        self: &Rc<Self>,
+        protocol: Protocol,
+        socket: Socket,
+        tls: Option<Option<Arc<tls::ServerTls>>>,
+    ) {
+        // As Redis does: a handshake only to say no is what a flood would like.
+        let mute = tls.is_some() && protocol == Protocol::Redis || matches!(tls, Some(None));
+        if mute || self.refusing.get() >= REFUSALS_MAX {
             return;
         }
         self.refusing.set(self.refusing.get() + 1);
@@ -143,7 +152,10 @@ impl Services {
             let context = &services.context;
             match protocol {
                 Protocol::Redis => socket.write(b"-ERR max number of clients reached\r\n"),
-                Protocol::Postgres => postgres::refuse(context, &services.shared, &socket).await,
+                Protocol::Postgres => {
+                    let tls = tls.flatten();
+                    postgres::refuse(context, &services.shared, &socket, tls.as_deref()).await;
+                }
             }
             // Closing with bytes unread would reset the connection, and the client would not see why.
             socket.shutdown_write();

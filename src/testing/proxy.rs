@@ -144,7 +144,7 @@ pub struct ProxyProcess {
     control: SocketAddr,
     log: Arc<Mutex<Vec<String>>>,
     /// Of its config file, if it has one.
-    _folder: Option<tempfile::TempDir>,
+    folder: Option<tempfile::TempDir>,
 }
 
 impl ProxyProcess {
@@ -169,7 +169,7 @@ impl ProxyProcess {
         command.args(&options.extra);
         command.envs(options.envs.iter().map(|(name, value)| (name, value)));
         let mut proxy = ProxyProcess::spawn(command, address, control)?;
-        proxy._folder = folder;
+        proxy.folder = folder;
         Ok(proxy)
     }
 
@@ -191,7 +191,7 @@ impl ProxyProcess {
             address,
             control,
             log,
-            _folder: None,
+            folder: None,
         };
         proxy.wait_ready(&ready)?;
         Ok(proxy)

@@ -121,15 +121,6 @@ pub fn cpu_ticks(pid: u32) -> u64 {
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
-/// The number of descriptors that a process may have from now on.
-pub fn limit_fds(pid: u32, limit: usize) {
-    let done = std::process::Command::new("prlimit")
-        .args(["--pid", &pid.to_string(), &format!("--nofile={limit}:")])
-        .status()
-        .unwrap();
-    assert!(done.success());
-}
-
 /// Redis clients that run transactions of two INCRs, one after the other, and count what was answered.
 pub struct Load {
     stop: Arc<AtomicBool>,

@@ -5,6 +5,7 @@
 //! until it is used and is in no error and no `Debug` output.
 
 use std::fmt;
+use zeroize::Zeroizing;
 
 use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
@@ -24,12 +25,12 @@ const ERROR_TEXT_MAX: usize = 512;
 
 /// A password that no log can show.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Box<[u8]>);
+pub struct Secret(Zeroizing<Vec<u8>>);
 
 impl Secret {
     /// Hides `text`.
     pub fn new(text: impl Into<Vec<u8>>) -> Self {
-        Self(text.into().into_boxed_slice())
+        Self(Zeroizing::new(text.into()))
     }
 
     /// The text itself, for the message that needs it.

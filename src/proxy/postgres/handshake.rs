@@ -75,8 +75,8 @@ pub(super) async fn receive(
 }
 
 /// Tells a client that the listener is full. A cancel is still passed on: it frees and takes nothing.
-pub async fn refuse(context: &Context, shared: &Shared, client: &Socket) {
-    let asked = receive(context, shared, client, None);
+pub async fn refuse(context: &Context, shared: &Shared, client: &Socket, tls: Option<&ServerTls>) {
+    let asked = receive(context, shared, client, tls);
     if let Ok(Ok(_)) = context.ring.timeout(limits::REFUSAL_TIME, asked).await {
         let message = "sorry, too many clients already";
         client.write(&encode_error(Severity::Fatal, "53300", message));
