@@ -88,6 +88,10 @@ pub const PACE_GRAIN_NS: u64 = 1_000_000;
 /// fill the rings with units that only wait for their time.
 pub const PACE_LAG_NS_MAX: u64 = 5_000_000_000;
 
+/// Pause between two log lines about statements that fail on a mirror, and between two about its lost connections: an
+/// operator needs to learn of it, not of each.
+pub const MIRROR_LOG_INTERVAL_NS: u64 = 5_000_000_000;
+
 // --- proxy ------------------------------------------------------------------------------------
 
 /// From accept to a complete startup packet; PostgreSQL's own `authentication_timeout`.
@@ -110,16 +114,6 @@ pub const REDIS_MIRROR_REPLY_BYTES_MAX: u64 = 1 << 30;
 /// Units on their way on one Redis mirror connection: deep enough to fill a 10 ms round trip at 100,000 units a
 /// second, shallow enough that a lost connection loses little.
 pub const REDIS_MIRROR_WINDOW: usize = 1024;
-/// Bytes of a value that a divergence record shows.
-pub const DIVERGENCE_VALUE_LEN_MAX: usize = 256;
-
-/// The latest divergences kept for admin and dashboard: about 1 KiB each.
-pub const DIVERGENCES_LEN_MAX: usize = 1024;
-
-/// Pairs of command and kind that are counted apart. Commands come from a table, fingerprints of
-/// queries do not: what is beyond this counts as `other`.
-pub const DIVERGENCE_COUNTS_LEN_MAX: usize = 4096;
-
 /// Pause between two log lines about the same thing.
 pub const DIVERGENCE_LOG_INTERVAL_NS: u64 = 5_000_000_000;
 

@@ -18,5 +18,5 @@ mod table;
 pub mod view;
 
 pub use self::commands::{CommandError, Commands, Operation, Who};
-pub use self::divergences::{DivergenceRecord, DivergenceStore};
+pub use self::divergences::{DivergenceRecord, DivergenceStore, Redaction};
 pub use self::state::{ControlState, Verdict};

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
@@ -23,12 +23,14 @@ const QUEUE_UNITS_MAX: u64 = 1 << 20;
 pub struct Verdict {
     /// One word or a few.
     pub verdict: String,
-    /// One sentence each.
+    /// Why it is not ready; one sentence each.
     pub reasons: Vec<String>,
+    /// What was looked at, favourable or not.
+    pub rests_on: Vec<String>,
 }
 
-/// Judges a mirror by its numbers.
-pub type Judge = dyn Fn(&MirrorTotal) -> Verdict + Send + Sync;
+/// Judges a mirror by its numbers and the time that it was watched.
+pub type Judge = dyn Fn(&MirrorTotal, Duration) -> Verdict + Send + Sync;
 
 /// Shared by everything that runs on the control thread.
 pub struct ControlState {
@@ -213,7 +215,7 @@ impl ControlState {
 
     /// What the numbers of a mirror say about its readiness.
     pub fn judge(&self, mirror: &MirrorTotal) -> Verdict {
-        (self.judge)(mirror)
+        (self.judge)(mirror, self.started_at.elapsed())
     }
 
     /// Whether a token is required.

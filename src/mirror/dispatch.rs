@@ -338,6 +338,11 @@ impl<S, O: Outcome> Dispatcher<S, O> {
         self.queued_units == 0 && self.in_flight == 0
     }
 
+    /// Whether this client has a ring: before it is detached, or while units of it are here.
+    pub fn holds(&self, client: ClientId) -> bool {
+        self.by_client.contains_key(&client)
+    }
+
     /// Clients that have a ring.
     pub fn rings(&self) -> usize {
         self.by_client.len()

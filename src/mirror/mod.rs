@@ -7,12 +7,12 @@
 
 mod budget;
 pub mod dispatch;
-pub mod divergence;
 pub mod exposure;
 pub mod ledger;
 pub mod pace;
 pub mod payload;
 pub mod pool;
 mod queue;
+pub mod rate_limit;
 pub mod unit;
 pub mod verdict;

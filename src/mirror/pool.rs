@@ -228,6 +228,12 @@ impl<K: Copy + Eq> PoolState<K> {
         failing.map(|entry| entry.until_ns)
     }
 
+    /// Whether every slot is in use: nobody can be served until one comes back.
+    pub fn is_exhausted(&self) -> bool {
+        self.find(|slot| matches!(slot.stage, Stage::Empty | Stage::Idle))
+            .is_none()
+    }
+
     /// Whether any connection is open.
     pub fn is_connected(&self) -> bool {
         self.count(Stage::Busy) + self.count(Stage::Idle) > 0

@@ -35,6 +35,12 @@ pub struct Mirror<O> {
     pub oldest_sent_ns: Cell<u64>,
     /// Set when the workers shall end: at a stop, or when the mirror is taken out of the config.
     pub retired: Cell<bool>,
+    /// Woken when `retired` is set.
+    pub retiring: WaitQueue,
+    /// Whether the workers keep something per client and empty `left`.
+    pub follows_clients: Cell<bool>,
+    /// Clients that have left since the workers last looked.
+    pub left: RefCell<Vec<ClientId>>,
 }
 
 impl<O: Outcome> Mirror<O> {
@@ -66,6 +72,9 @@ impl<O: Outcome> Mirror<O> {
             connections: RefCell::default(),
             oldest_sent_ns: Cell::new(u64::MAX),
             retired: Cell::new(false),
+            retiring: WaitQueue::default(),
+            follows_clients: Cell::new(false),
+            left: RefCell::default(),
         }
     }
 
@@ -125,7 +134,15 @@ impl<O: Outcome> Mirror<O> {
         drop(dispatcher);
         self.end_connections();
         self.work.wake_all();
+        self.retiring.wake_all();
         self.note_queue();
+    }
+
+    /// Waits until the mirror is retired.
+    pub async fn until_retired(&self) {
+        while !self.retired.get() {
+            self.retiring.wait().await;
+        }
     }
 
     /// Whether every unit that was offered is settled.
@@ -288,20 +305,27 @@ impl<O: Outcome> MirrorGroup<O> {
     }
 
     /// Books a unit that was given up before it was sealed.
-    pub fn refuse(&self, exposed: MirrorSet, reason: DropReason) {
+    pub fn refuse(&self, exposed: MirrorSet, class: Class, reason: DropReason) {
         for Slot { index, mirror, .. } in self.slots.borrow().iter() {
             let mut dispatcher = mirror.dispatcher.borrow_mut();
-            match exposed.contains(*index) {
-                true => dispatcher.refuse(reason),
-                false => dispatcher.leave_unexposed(),
+            if !mirror.level.admits(class) {
+                dispatcher.exclude();
+            } else if exposed.contains(*index) {
+                dispatcher.refuse(reason);
+            } else {
+                dispatcher.leave_unexposed();
             }
         }
     }
 
     /// A client has left.
     pub fn detach(&self, client: ClientId) {
-        for slot in self.slots.borrow().iter() {
-            slot.mirror.dispatcher.borrow_mut().detach(client);
+        for Slot { mirror, .. } in self.slots.borrow().iter() {
+            mirror.dispatcher.borrow_mut().detach(client);
+            if mirror.follows_clients.get() {
+                mirror.left.borrow_mut().push(client);
+                mirror.work.wake_one();
+            }
         }
     }
 }

@@ -96,6 +96,19 @@ impl ProxyProcess {
         }
         command.args(&options.extra);
         command.envs(options.envs.iter().map(|(name, value)| (name, value)));
+        ProxyProcess::spawn(command, address, control)
+    }
+
+    /// Starts `command`, a `parhelion run` whose configuration listens at `address` and `control`, and returns once it
+    /// has printed `ready`.
+    ///
+    /// # Errors
+    /// When it ends or stays silent; the text holds what it logged.
+    pub fn spawn(
+        command: Command,
+        address: SocketAddr,
+        control: SocketAddr,
+    ) -> io::Result<ProxyProcess> {
         let mut process = Process::spawn(command, Output::Pipes, None)?;
         let log = Arc::<Mutex<Vec<String>>>::default();
         let ready = follow(&mut process, &log);

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod pg;
+pub mod pg_pair;
 pub mod proxy;
 pub mod redis_corpus;
 pub mod resp;

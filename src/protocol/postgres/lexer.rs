@@ -23,6 +23,21 @@ impl Token<'_> {
     pub fn is(&self, keyword: &str) -> bool {
         matches!(self, Self::Word(word) if word.eq_ignore_ascii_case(keyword.as_bytes()))
     }
+
+    /// The token names something that outlives its transaction in the session.
+    pub(super) fn is_trace(&self) -> bool {
+        const TRACES: [&str; 8] = [
+            "temp",
+            "temporary",
+            "hold",
+            "set_config",
+            "pg_advisory_lock",
+            "pg_advisory_lock_shared",
+            "pg_try_advisory_lock",
+            "pg_try_advisory_lock_shared",
+        ];
+        TRACES.iter().any(|trace| self.is(trace))
+    }
 }
 
 /// Iterates over the tokens of a text.

@@ -113,6 +113,20 @@ pub fn classify(sql: &[u8]) -> Class {
     class | statement.class()
 }
 
+/// Whether running `sql`, of this class, may leave something in the session that no later statement can take over to
+/// another connection and that is in the way there: temporary tables, session locks, cursors WITH HOLD, settings made
+/// by `set_config`. What functions and DO blocks do inside is not seen.
+pub fn leaves_traces(sql: &[u8], class: Class) -> bool {
+    // SELECT … INTO TEMP counts as DDL, a function as unknown; cursors are the only traces of what else there is.
+    let may = class.intersects(Class::DDL | Class::UNKNOWN);
+    let declares = || {
+        Lexer::new(sql)
+            .next()
+            .is_some_and(|first| first.is("declare"))
+    };
+    (may || declares()) && Lexer::new(sql).any(|token| token.is_trace())
+}
+
 /// The form of a statement, from its first word.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Form {

@@ -4,12 +4,17 @@
 //! status `I` that closes it. Whether a cycle opens a unit is known at once when nothing is outstanding; then the
 //! exposure is drawn at the first byte, and an unexposed unit costs no copy. In a pipeline it is known only when the
 //! cycles before it are answered: its bytes are kept by themselves until then.
+//!
+//! What unsealed units hold is bounded per client by the ring's byte bound and charged to the core's memory budget;
+//! a unit that outgrows either is given up whole and costs no more copies.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::carried::Carried;
 use super::outcome::{Identity, PostgresOutcome, TEXT_MAX};
+use crate::limits::PACE_GRAIN_NS;
+use crate::mirror::dispatch::MemoryBudget;
 use crate::mirror::ledger::DropReason;
 use crate::mirror::unit::{Class, ClientId, Draft, MirrorSet};
 use crate::protocol::postgres::sql;
@@ -26,6 +31,13 @@ pub struct Assembler {
     unit: Option<Open>,
     /// Cycles that are not answered, oldest first.
     cycles: VecDeque<Cycle>,
+    held: Held,
+}
+
+/// The memory of all unsealed bytes of one client, charged to the core's budget.
+struct Held {
+    budget: MemoryBudget,
+    bytes: usize,
 }
 
 /// A unit that has begun.
@@ -37,9 +49,12 @@ struct Open {
 /// Bytes of a unit or of a cycle that may become one.
 struct Content {
     class: Class,
-    /// `None`: nobody wants the bytes, or there were too many of them.
+    /// `None`: nobody wants the bytes, or they were given up.
     draft: Option<PgDraft>,
-    oversize: bool,
+    /// Memory that was charged for the draft.
+    charged: usize,
+    /// Why the bytes were given up.
+    lost: Option<DropReason>,
     /// An unnamed statement was parsed in here: a Bind of it refers to nothing outside.
     parsed_unnamed: bool,
 }
@@ -64,12 +79,13 @@ pub struct Surroundings<'a> {
 
 impl Assembler {
     /// For a client that has sent nothing yet.
-    pub fn new(client: ClientId, identity: Rc<Identity>) -> Assembler {
+    pub fn new(client: ClientId, identity: Rc<Identity>, budget: MemoryBudget) -> Assembler {
         Assembler {
             client,
             identity,
             unit: None,
             cycles: VecDeque::new(),
+            held: Held { budget, bytes: 0 },
         }
     }
 
@@ -95,42 +111,51 @@ impl Assembler {
             number: cycle,
             pending,
         });
-        if let Some(draft) = self.newest().and_then(|content| content.draft.as_mut()) {
+        let content = newest(&mut self.cycles, &mut self.unit);
+        if let Some(draft) = content.and_then(|content| content.draft.as_mut()) {
             draft.begin_group(around.now_ns);
         }
     }
 
     /// Bytes of the newest cycle.
     pub fn bytes(&mut self, bytes: &Chunk, around: &Surroundings<'_>) {
-        let bytes_max = around.mirrors.bytes_max();
-        let held = self.held_bytes();
-        let Some(content) = self.newest() else { return };
+        let Some(content) = newest(&mut self.cycles, &mut self.unit) else {
+            return;
+        };
         let Some(draft) = &mut content.draft else {
             return;
         };
-        if held + bytes.len() > bytes_max {
-            content.oversize = true;
-            if let Some(draft) = content.draft.take() {
-                around.mirrors.units.discard(draft);
-            }
-            return;
+        let last_ns = draft.groups.last().map_or(0, |group| group.arrived_ns);
+        if around.now_ns.saturating_sub(last_ns) >= PACE_GRAIN_NS {
+            // The client paused inside a cycle: behind a Flush, or between two pieces of a COPY.
+            draft.begin_group(around.now_ns);
         }
         append(around.ring, draft, bytes);
+        let now_held = draft.held_bytes();
+        let bytes_max = around.mirrors.bytes_max();
+        if let Err(reason) = self.held.grow(&mut content.charged, now_held, bytes_max) {
+            self.held.give_up(content, reason, around.mirrors);
+        }
     }
 
-    /// The text of a statement of the newest cycle.
-    pub fn statement(&mut self, sql: &[u8], class: Class) {
-        let Some(content) = self.newest() else { return };
+    /// The text of a statement of the newest cycle; `traces`: see [`PostgresOutcome::traces`].
+    pub fn statement(&mut self, sql: &[u8], class: Class, traces: bool) {
+        let Some(content) = newest(&mut self.cycles, &mut self.unit) else {
+            return;
+        };
         content.class |= class;
         if let Some(draft) = &mut content.draft {
+            draft.outcome.traces |= traces;
             note_text(&mut draft.outcome, sql);
         }
     }
 
     /// What the newest cycle does with prepared statements. A unit that uses one of an earlier unit must be renamed on a
     /// shared connection, and may do what that statement does.
-    pub fn named(&mut self, named: &Named<'_>, carried: &Carried) {
-        let Some(content) = self.newest() else { return };
+    pub fn named(&mut self, named: &Named<'_>, carried: &Carried, traces: bool) {
+        let Some(content) = newest(&mut self.cycles, &mut self.unit) else {
+            return;
+        };
         let foreign = match named {
             Named::Parse { name: b"", .. } => {
                 content.parsed_unnamed = true;
@@ -148,6 +173,7 @@ impl Assembler {
         }
         if let Some(draft) = &mut content.draft {
             draft.outcome.named |= foreign;
+            draft.outcome.traces |= traces;
             if let Some(statement) = bound {
                 note_text(&mut draft.outcome, statement.sql());
             }
@@ -165,7 +191,7 @@ impl Assembler {
     }
 
     /// A statement of this cycle has ended.
-    pub fn statement_done(&mut self, cycle: u64, outcome: &StatementOutcome) {
+    pub fn statement_done(&mut self, cycle: u64, outcome: &StatementOutcome, now_ns: u64) {
         let at = self
             .cycles
             .iter_mut()
@@ -176,6 +202,7 @@ impl Assembler {
         };
         if let Some(draft) = content.and_then(|content| content.draft.as_mut()) {
             draft.outcome.result.push(outcome);
+            draft.outcome.note_cancel(outcome, now_ns);
         }
     }
 
@@ -223,11 +250,9 @@ impl Assembler {
     pub fn abandon(&mut self, mirrors: &MirrorGroup<PostgresOutcome>) {
         let pending = self.cycles.drain(..).filter_map(|cycle| cycle.pending);
         let open = self.unit.take().map(|unit| unit.content);
-        for content in pending.chain(open) {
+        for mut content in pending.chain(open) {
             mirrors.exclude();
-            if let Some(draft) = content.draft {
-                mirrors.units.discard(draft);
-            }
+            self.held.drop_draft(&mut content, mirrors);
         }
     }
 
@@ -235,44 +260,34 @@ impl Assembler {
     fn attribute(&mut self, mut content: Content, around: &Surroundings<'_>) {
         let Some(unit) = &mut self.unit else {
             let exposed = around.mirrors.expose(around.random);
-            if exposed.is_empty()
-                && let Some(draft) = content.draft.take()
-            {
-                around.mirrors.units.discard(draft);
+            if exposed.is_empty() {
+                self.held.drop_draft(&mut content, around.mirrors);
             }
             self.unit = Some(Open { exposed, content });
             return;
         };
-        unit.content.class |= content.class;
-        unit.content.oversize |= content.oversize;
-        match (&mut unit.content.draft, content.draft.take()) {
-            (Some(draft), Some(mut more)) if !unit.content.oversize => {
-                let offset = draft.payload.len();
-                let groups = more.groups.clone();
-                draft.payload.append(std::mem::take(&mut more.payload));
-                for mut group in groups {
-                    group.offset += offset;
-                    draft.groups.push(group);
-                }
-                for statement in more.outcome.result.statements() {
-                    draft.outcome.result.push(statement);
-                }
-                draft.outcome.named |= more.outcome.named;
-                around.mirrors.units.discard(more);
+        let whole = &mut unit.content;
+        whole.class |= content.class;
+        whole.lost = whole.lost.or(content.lost);
+        match (&mut whole.draft, &mut content.draft) {
+            (Some(draft), Some(more)) if whole.lost.is_none() => {
+                join(draft, more);
+                whole.charged += std::mem::take(&mut content.charged);
             }
-            (_, more) => {
-                for draft in [unit.content.draft.take(), more].into_iter().flatten() {
-                    around.mirrors.units.discard(draft);
-                }
-            }
+            _ => self.held.drop_draft(whole, around.mirrors),
         }
+        self.held.drop_draft(&mut content, around.mirrors);
     }
 
     fn close(&mut self, unit: Open, around: &Surroundings<'_>) {
-        let Open { exposed, content } = unit;
-        if content.oversize {
-            return around.mirrors.refuse(exposed, DropReason::Oversize);
+        let Open {
+            exposed,
+            mut content,
+        } = unit;
+        if let Some(reason) = content.lost {
+            return around.mirrors.refuse(exposed, content.class, reason);
         }
+        self.held.release(&mut content.charged);
         match content.draft {
             Some(mut draft) => {
                 draft.class = content.class;
@@ -292,35 +307,91 @@ impl Assembler {
         Content {
             class: Class::NONE,
             draft,
-            oversize: false,
+            charged: 0,
+            lost: None,
             parsed_unnamed: false,
         }
     }
+}
 
-    /// Where bytes go now.
-    fn newest(&mut self) -> Option<&mut Content> {
-        match self
-            .cycles
-            .back_mut()
-            .and_then(|cycle| cycle.pending.as_mut())
-        {
-            Some(content) => Some(content),
-            None => self.unit.as_mut().map(|unit| &mut unit.content),
+impl Held {
+    /// Charges what a draft holds now, beyond what was charged before.
+    fn grow(
+        &mut self,
+        charged: &mut usize,
+        held: usize,
+        bytes_max: usize,
+    ) -> Result<(), DropReason> {
+        let more = held.saturating_sub(*charged);
+        if held > bytes_max {
+            return Err(DropReason::Oversize);
+        }
+        if self.bytes + more > bytes_max {
+            // A deep pipeline: no unit of it is too large, all of them together are.
+            return Err(DropReason::QueueFull);
+        }
+        if !self.budget.try_charge(more) {
+            return Err(DropReason::Memory);
+        }
+        self.bytes += more;
+        *charged += more;
+        Ok(())
+    }
+
+    fn release(&mut self, charged: &mut usize) {
+        let charged = std::mem::take(charged);
+        self.bytes -= charged;
+        self.budget.release(charged);
+    }
+
+    fn give_up(
+        &mut self,
+        content: &mut Content,
+        reason: DropReason,
+        mirrors: &MirrorGroup<PostgresOutcome>,
+    ) {
+        content.lost = Some(reason);
+        self.drop_draft(content, mirrors);
+    }
+
+    fn drop_draft(&mut self, content: &mut Content, mirrors: &MirrorGroup<PostgresOutcome>) {
+        self.release(&mut content.charged);
+        if let Some(draft) = content.draft.take() {
+            mirrors.units.discard(draft);
         }
     }
+}
 
-    fn held_bytes(&self) -> usize {
-        let pending = self
-            .cycles
-            .iter()
-            .filter_map(|cycle| cycle.pending.as_ref());
-        let open = self.unit.as_ref().map(|unit| &unit.content);
-        pending
-            .chain(open)
-            .filter_map(|content| content.draft.as_ref())
-            .map(|draft| draft.payload.len())
-            .sum()
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.budget.release(self.bytes);
     }
+}
+
+/// Where bytes go now.
+fn newest<'a>(
+    cycles: &'a mut VecDeque<Cycle>,
+    unit: &'a mut Option<Open>,
+) -> Option<&'a mut Content> {
+    match cycles.back_mut().and_then(|cycle| cycle.pending.as_mut()) {
+        Some(content) => Some(content),
+        None => unit.as_mut().map(|unit| &mut unit.content),
+    }
+}
+
+/// Appends what a later cycle of the same unit sent and what it gave.
+fn join(draft: &mut PgDraft, more: &mut PgDraft) {
+    let offset = draft.payload.len();
+    let groups = std::mem::take(&mut more.groups);
+    draft.payload.append(std::mem::take(&mut more.payload));
+    for mut group in groups {
+        group.offset += offset;
+        draft.groups.push(group);
+    }
+    for statement in more.outcome.result.statements() {
+        draft.outcome.result.push(statement);
+    }
+    draft.outcome.join(&mut more.outcome);
 }
 
 /// Keeps the beginning of the unit's first statement.

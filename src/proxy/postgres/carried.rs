@@ -37,8 +37,8 @@ impl Carried {
         Rc::make_mut(&mut self.state).parameter_status(name, value);
     }
 
-    /// The client sent this text.
-    pub fn statement(&mut self, text: &[u8], class: sql::Class) {
+    /// The client runs this text. Returns whether it leaves traces: see [`PostgresOutcome::traces`].
+    pub fn statement(&mut self, text: &[u8], class: sql::Class) -> bool {
         let concerns = sql::Class::SESSION
             | sql::Class::DEALLOCATES
             | sql::Class::SAVEPOINT
@@ -53,12 +53,21 @@ impl Carried {
             // Which ones is not looked into: those that are still there are prepared anew where they are needed.
             self.statements.clear();
         }
+        sql::leaves_traces(text, class)
     }
 
-    /// The client made, executes or closed a prepared statement.
-    pub fn named(&mut self, named: &Named<'_>, cycle: u64) {
+    /// The client made, executes or closed a prepared statement. A statement takes effect when it is executed, not when
+    /// it is parsed; returns whether it leaves traces then.
+    pub fn named(&mut self, named: &Named<'_>, cycle: u64) -> bool {
         self.prepares = true;
         self.statements.observe(named, cycle);
+        let Named::Bind { name } = named else {
+            return false;
+        };
+        let Some(statement) = self.statements.get(name).cloned() else {
+            return false;
+        };
+        self.statement(statement.sql(), statement.class)
     }
 
     /// A statement has ended.

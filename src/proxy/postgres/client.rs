@@ -152,7 +152,7 @@ impl PgSession {
         let user = String::from_utf8_lossy(hello.startup.user().unwrap_or_default()).into_owned();
         let database = String::from_utf8_lossy(hello.startup.database()).into_owned();
         let identity = Rc::new(Identity { user, database });
-        let assembler = Assembler::new(id, identity.clone());
+        let assembler = Assembler::new(id, identity.clone(), context.budget.clone());
         let mirrors = match mirrored {
             true => source.mirrors.clone(),
             false => Rc::new(MirrorGroup::new(source.mirrors.units.clone())),
@@ -199,15 +199,27 @@ impl PgSession {
 
     async fn downstream(&self, client: &Socket, primary: &Socket) {
         let counters = self.context.metrics.listener(metrics::Protocol::Postgres);
+        let (mut gone, mut unread) = (false, 0);
         while let Ok(Some(chunk)) = primary.recv().await {
             counters.primary_bytes_in.add(chunk.len() as u64);
-            counters.client_bytes_out.add(chunk.len() as u64);
             if self.followed.get() {
                 self.read_primary(&chunk);
             }
+            if gone {
+                unread += chunk.len();
+                if unread > SOCKET_SEND_BYTES {
+                    // So much a server would not have got rid of either.
+                    break;
+                }
+                continue;
+            }
+            counters.client_bytes_out.add(chunk.len() as u64);
             client.send(chunk);
             if client.drained(SOCKET_SEND_BYTES).await.is_err() {
-                break;
+                // The primary still runs what the client sent before it left, and its end closes the session: until
+                // then its answers tell what became of the units.
+                gone = true;
+                client.stop_receiving();
             }
             if self.draining.get() {
                 self.end_if_idle();
@@ -244,12 +256,12 @@ impl PgSession {
                         true => sql::Class::UNKNOWN,
                         false => sql::classify(text.sql),
                     };
-                    carried.statement(text.sql, class);
-                    assembler.statement(text.sql, engine_class(class));
+                    let traces = !text.extended && carried.statement(text.sql, class);
+                    assembler.statement(text.sql, engine_class(class), traces);
                 }
                 ClientEvent::Named(named) => {
-                    carried.named(&named, newest);
-                    assembler.named(&named, &carried);
+                    let traces = carried.named(&named, newest);
+                    assembler.named(&named, &carried, traces);
                 }
                 _ => {}
             });
@@ -285,7 +297,7 @@ impl PgSession {
                         let word = metrics::ErrorWord::of_sqlstate(code.as_str().as_bytes());
                         self.source.metrics.errors.count(word);
                     }
-                    assembler.statement_done(cycle, outcome);
+                    assembler.statement_done(cycle, outcome, around.now_ns);
                 }
                 ServerEvent::CycleDone(done)
                     if assembler.cycle_done(&done, &mut carried, &around) =>

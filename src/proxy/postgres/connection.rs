@@ -4,18 +4,21 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures_lite::future::or;
+
 use super::outcome::PostgresOutcome;
 use crate::config::Pace;
 use crate::limits::SOCKET_SEND_BYTES;
 use crate::mirror::pace::{self, Start, UnitPacer};
 use crate::mirror::payload::Part;
-use crate::mirror::unit::{Group, Unit};
-use crate::protocol::postgres::compare::UnitOutcome;
+use crate::mirror::unit::{ClientId, Group, Unit};
+use crate::protocol::postgres::compare::{Mode, UnitOutcome, compare};
 use crate::protocol::postgres::login::{Login, LoginError, LoginParams, LoginProgress, Secret};
 use crate::protocol::postgres::replay::{Replay, ReplayError, ReplayProgress};
 use crate::protocol::postgres::session::SessionState;
 use crate::protocol::postgres::startup::CancelRequest;
 use crate::protocol::postgres::statements::{ConnStatements, Rewritten, rewrite_unit};
+use crate::protocol::postgres::tracker::Sqlstate;
 use crate::proxy::Context;
 use crate::ring::{Chunk, Socket};
 
@@ -39,6 +42,10 @@ pub(super) enum Broken {
     Frame(#[from] crate::protocol::postgres::framer::FrameError),
     #[error("no answer within the mirror's timeout")]
     Stuck,
+    #[error("its session cannot be reset")]
+    NoReset,
+    #[error("the mirror is taken away")]
+    Retired,
 }
 
 /// How a unit went.
@@ -46,6 +53,8 @@ pub(super) struct Ran {
     pub result: UnitOutcome,
     /// It was cancelled after `mirror_timeout`: what it gave says nothing.
     pub timed_out: bool,
+    /// Errors of the statements that were to bring the session to where the client's was.
+    pub session_errors: Vec<Sqlstate>,
     /// When its first byte was sent.
     pub started_ns: u64,
 }
@@ -54,6 +63,15 @@ pub(super) struct Ran {
 pub(super) struct Connection {
     socket: Socket,
     state: SessionState,
+    /// The session right behind the login, to which a reset returns.
+    fresh: SessionState,
+    /// What the session is like now is not known for certain.
+    doubtful: bool,
+    /// The client whose unit left something behind that another client's units must not meet.
+    traces_of: Option<ClientId>,
+    /// When what runs now is to be cancelled, as it was on the primary.
+    cancel_at_ns: Option<u64>,
+    session_errors: Vec<Sqlstate>,
     statements: ConnStatements,
     cancel: Option<CancelRequest>,
     endpoint: crate::config::Endpoint,
@@ -88,9 +106,15 @@ impl Connection {
             .settings
             .iter()
             .map(|(name, value)| (&name[..], &value[..]));
+        let fresh = SessionState::fresh(settings);
         Ok(Connection {
             socket,
-            state: SessionState::fresh(settings),
+            state: fresh.clone(),
+            fresh,
+            doubtful: false,
+            traces_of: None,
+            cancel_at_ns: None,
+            session_errors: Vec::new(),
             statements: ConnStatements::default(),
             cancel: session.backend_key.map(|key| CancelRequest {
                 pid: key.pid,
@@ -106,22 +130,29 @@ impl Connection {
         &self.socket
     }
 
-    /// Runs a unit to its end: brings the session to where the client's was, replays at the given pace, reads every reply.
+    /// Runs a unit to its end: brings the session to where the client's was, replays at the given pace, reads every
+    /// reply. The mirror may take `mirror_timeout` longer than the primary and its client took.
     pub async fn run(
         &mut self,
         context: &Context,
         unit: &PgUnit,
-        pace: Pace,
-        digest: bool,
+        replaying: Replaying,
     ) -> Result<Ran, Broken> {
         self.dirty = false;
-        self.adopt(&unit.outcome.before).await?;
-        let limit = context.config.borrow().general.mirror_timeout;
+        self.cancel_at_ns = None;
+        self.session_errors.clear();
+        let length = Duration::from_nanos(unit.sealed_ns.saturating_sub(unit.began_ns));
+        let limit = context.config.borrow().general.mirror_timeout + length;
+        context
+            .ring
+            .timeout(limit, self.adopt(context, unit, replaying.keeps_session))
+            .await
+            .map_err(|_| Broken::Stuck)??;
         let started_ns = context.ring.now_ns();
-        let mut replay = Replay::new(digest);
+        let mut replay = Replay::new(replaying.digest);
         let played = context
             .ring
-            .timeout(limit, self.play(context, unit, pace, &mut replay))
+            .timeout(limit, self.play(context, unit, replaying.pace, &mut replay))
             .await;
         let timed_out = match played {
             Ok(played) => {
@@ -129,8 +160,9 @@ impl Connection {
                 false
             }
             Err(_) => {
+                self.cancel_at_ns = None;
                 self.cancel(context).await;
-                let rest = self.read_rest(&mut replay);
+                let rest = self.read_rest(context, &mut replay);
                 context
                     .ring
                     .timeout(CANCEL_GRACE, rest)
@@ -140,43 +172,95 @@ impl Connection {
             }
         };
         let result = replay.into_outcome();
-        if result.errors() > 0 && !Rc::ptr_eq(&unit.outcome.before, &unit.outcome.after) {
-            // Whether the session changed here too is not known.
-            self.state = SessionState::default();
-        }
-        self.state.adopt(&unit.outcome.after);
+        self.note_session(unit, &result, timed_out);
         Ok(Ran {
             result,
             timed_out,
+            session_errors: std::mem::take(&mut self.session_errors),
             started_ns,
         })
     }
 
+    /// What the session is like behind a unit.
+    fn note_session(&mut self, unit: &PgUnit, result: &UnitOutcome, timed_out: bool) {
+        let outcome = &unit.outcome;
+        let unchanged = Rc::ptr_eq(&outcome.before, &outcome.after);
+        let as_primary = || compare(&outcome.result, result, Mode::Status, false).is_ok();
+        if !unchanged && (timed_out || !as_primary()) {
+            // Whether the session changed here too is not known.
+            self.doubtful = true;
+        }
+        self.state.adopt(&outcome.after);
+        if outcome.traces {
+            self.traces_of = Some(unit.client);
+        }
+    }
+
     /// Sets what the client's session has and this one lacks.
-    async fn adopt(&mut self, wanted: &SessionState) -> Result<(), Broken> {
+    async fn adopt(
+        &mut self,
+        context: &Context,
+        unit: &PgUnit,
+        keeps_session: bool,
+    ) -> Result<(), Broken> {
+        let foreign = self.traces_of.is_some_and(|client| client != unit.client);
+        if self.doubtful || foreign {
+            self.reset(context, keeps_session).await?;
+        }
+        let wanted = &unit.outcome.before;
         let statements = wanted.diff(&self.state);
         if statements.is_empty() {
             return Ok(());
         }
         let mut messages = Vec::new();
-        for sql in &statements {
-            messages.push(b'Q');
-            messages.extend_from_slice(&(sql.len() as u32 + 5).to_be_bytes());
-            messages.extend_from_slice(sql);
-            messages.push(0);
-        }
-        self.exchange(&messages).await?;
+        statements
+            .iter()
+            .for_each(|sql| push_query(&mut messages, sql));
+        let outcome = self.exchange(context, &messages).await?;
+        self.doubtful = outcome.errors() > 0;
+        let failed = outcome.statements().iter().filter_map(|s| s.sqlstate());
+        self.session_errors.extend(failed);
         self.state.adopt(wanted);
         Ok(())
     }
 
-    /// Sends messages of our own and reads their replies. Errors in them are the mirror's; returns whether there were any.
-    async fn exchange(&mut self, messages: &[u8]) -> Result<bool, Broken> {
+    /// Back to what the session was behind the login. A client that keeps the connection keeps its temporary tables and
+    /// session locks.
+    async fn reset(&mut self, context: &Context, keeps_session: bool) -> Result<(), Broken> {
+        let statements: &[&[u8]] = match keeps_session {
+            true => &[
+                b"RESET SESSION AUTHORIZATION",
+                b"RESET ALL",
+                b"UNLISTEN *",
+                b"DEALLOCATE ALL",
+            ],
+            false => &[b"DISCARD ALL"],
+        };
+        let mut messages = Vec::new();
+        statements
+            .iter()
+            .for_each(|sql| push_query(&mut messages, sql));
+        if self.exchange(context, &messages).await?.errors() > 0 {
+            return Err(Broken::NoReset);
+        }
+        self.state = self.fresh.clone();
+        self.statements.clear();
+        self.doubtful = false;
+        self.traces_of = None;
+        Ok(())
+    }
+
+    /// Sends messages of our own and reads their replies. Errors in them are the mirror's.
+    async fn exchange(
+        &mut self,
+        context: &Context,
+        messages: &[u8],
+    ) -> Result<UnitOutcome, Broken> {
         let mut replay = Replay::new(false);
         replay.sent(messages)?;
         self.socket.write(messages);
-        self.read_rest(&mut replay).await?;
-        Ok(replay.into_outcome().errors() > 0)
+        self.read_rest(context, &mut replay).await?;
+        Ok(replay.into_outcome())
     }
 
     async fn play(
@@ -192,20 +276,22 @@ impl Connection {
             let rewritten = rewrite_unit(&bytes, &unit.outcome.names, &self.statements)?;
             let mut failed = false;
             if !rewritten.prepare_first.is_empty() {
-                failed = self.exchange(&rewritten.prepare_first).await?;
+                let outcome = self.exchange(context, &rewritten.prepare_first).await?;
+                failed = outcome.errors() > 0;
             }
             self.dirty = true;
             self.send_groups(context, unit, pace, replay, &Source::Rewritten(&rewritten))
                 .await?;
-            self.read_rest(replay).await?;
+            self.read_rest(context, replay).await?;
             failed |= replay.outcome().errors() > 0;
             self.statements.settle(&rewritten, failed);
         } else {
             self.dirty = true;
             self.send_groups(context, unit, pace, replay, &Source::AsSent)
                 .await?;
-            self.read_rest(replay).await?;
+            self.read_rest(context, replay).await?;
         }
+        self.cancel_at_ns = None;
         Ok(())
     }
 
@@ -219,17 +305,26 @@ impl Connection {
     ) -> Result<(), Broken> {
         let mut pacer = UnitPacer::begin(engine_pace(pace), unit.began_ns, context.ring.now_ns());
         for (index, group) in unit.groups.iter().enumerate() {
-            let end = unit
-                .groups
-                .get(index + 1)
-                .map_or(unit.payload.len(), |next| next.offset);
-            if index > 0 && pace != Pace::Off {
+            let next = unit.groups.get(index + 1);
+            let end = next.map_or(unit.payload.len(), |next| next.offset);
+            if index > 0 {
                 self.wait_turn(context, group, replay, &mut pacer).await?;
             }
+            let until_ns = next.map_or(u64::MAX, |next| next.arrived_ns);
+            self.plan_cancel(unit, group, until_ns, context.ring.now_ns());
             self.send_range(unit, group.offset, end, replay, source)
                 .await?;
         }
         Ok(())
+    }
+
+    /// Where the primary's statement was cancelled, this one is too, as long after its start.
+    fn plan_cancel(&mut self, unit: &PgUnit, group: &Group, until_ns: u64, now_ns: u64) {
+        let own = group.arrived_ns..until_ns;
+        let mut cancels = unit.outcome.cancels_ns.iter();
+        if let Some(cancel_ns) = cancels.find(|cancel_ns| own.contains(cancel_ns)) {
+            self.cancel_at_ns = Some(now_ns.saturating_add(cancel_ns - group.arrived_ns));
+        }
     }
 
     /// Waits until the group may start: the mirror has answered, and as much time has passed as on the primary.
@@ -241,11 +336,15 @@ impl Connection {
         pacer: &mut UnitPacer,
     ) -> Result<(), Broken> {
         while !replay.wants_more() {
-            self.read_some(replay).await?;
+            self.read_some(context, replay, u64::MAX).await?;
+        }
+        if replay.outstanding() == 0 {
+            self.cancel_at_ns = None;
         }
         let due_ns = pacer.due_ns(group, 0);
         if let Start::At(at_ns) = Start::of(due_ns, context.ring.now_ns()) {
-            context.ring.sleep_until(at_ns, true).await;
+            // Whatever comes in the meantime is read, so that the end of the connection is seen too.
+            while self.read_some(context, replay, at_ns).await? {}
         }
         pacer.started(group, due_ns, context.ring.now_ns());
         Ok(())
@@ -289,7 +388,7 @@ impl Connection {
     async fn drain_or_read(&mut self, replay: &mut Replay) -> Result<(), Broken> {
         let drained = async { self.socket.drained(SOCKET_SEND_BYTES).await.map(|()| None) };
         let received = async { self.socket.recv().await.map(Some) };
-        match futures_lite::future::or(drained, received).await? {
+        match or(drained, received).await? {
             None => Ok(()),
             Some(None) => Err(Broken::Closed),
             Some(Some(chunk)) => self.take(replay, &chunk).map(|_| ()),
@@ -297,7 +396,7 @@ impl Connection {
     }
 
     /// No more is sent of the unit; reads until every reply is here.
-    async fn read_rest(&mut self, replay: &mut Replay) -> Result<(), Broken> {
+    async fn read_rest(&mut self, context: &Context, replay: &mut Replay) -> Result<(), Broken> {
         let mut out = Vec::new();
         let mut progress = replay.finish(&mut out)?;
         loop {
@@ -306,18 +405,50 @@ impl Connection {
             if progress == ReplayProgress::Done {
                 return Ok(());
             }
-            let Some(chunk) = self.socket.recv().await? else {
-                return Err(Broken::Closed);
-            };
-            progress = replay.receive(&chunk, &mut out)?;
+            if let Some(chunk) = self.recv(context, u64::MAX).await? {
+                progress = replay.receive(&chunk, &mut out)?;
+            }
         }
     }
 
-    async fn read_some(&mut self, replay: &mut Replay) -> Result<(), Broken> {
-        let Some(chunk) = self.socket.recv().await? else {
-            return Err(Broken::Closed);
-        };
-        self.take(replay, &chunk).map(|_| ())
+    /// Reads what comes next; false if nothing came until then.
+    async fn read_some(
+        &mut self,
+        context: &Context,
+        replay: &mut Replay,
+        until_ns: u64,
+    ) -> Result<bool, Broken> {
+        match self.recv(context, until_ns).await? {
+            Some(chunk) => self.take(replay, &chunk).map(|_| true),
+            None => Ok(false),
+        }
+    }
+
+    /// What the mirror sends next, or `None` at `until_ns`. Cancels what runs when the time for that comes.
+    async fn recv(&mut self, context: &Context, until_ns: u64) -> Result<Option<Chunk>, Broken> {
+        loop {
+            let wake_ns = self.cancel_at_ns.map_or(until_ns, |at| at.min(until_ns));
+            let received = async { Some(self.socket.recv().await) };
+            let next = if wake_ns == u64::MAX {
+                received.await
+            } else {
+                let asleep = context.ring.sleep_until(wake_ns, true);
+                or(received, async {
+                    asleep.await;
+                    None
+                })
+                .await
+            };
+            if let Some(received) = next {
+                return received?.ok_or(Broken::Closed).map(Some);
+            }
+            if self.cancel_at_ns.is_some_and(|at_ns| at_ns <= wake_ns) {
+                self.cancel_at_ns = None;
+                self.cancel(context).await;
+            } else {
+                return Ok(None);
+            }
+        }
     }
 
     fn take(&self, replay: &mut Replay, chunk: &Chunk) -> Result<ReplayProgress, Broken> {
@@ -336,6 +467,16 @@ impl Connection {
             let _ = context.ring.timeout(CANCEL_GRACE, closed).await;
         }
     }
+}
+
+/// How units are replayed.
+#[derive(Clone, Copy)]
+pub(super) struct Replaying {
+    pub pace: Pace,
+    /// Result sets are digested, to be compared.
+    pub digest: bool,
+    /// The connection stays with its client.
+    pub keeps_session: bool,
 }
 
 /// Which bytes a unit is replayed with.
@@ -369,4 +510,11 @@ fn engine_pace(pace: Pace) -> pace::Pace {
         Pace::Transaction => pace::Pace::Transaction,
         Pace::Session => pace::Pace::Session,
     }
+}
+
+fn push_query(messages: &mut Vec<u8>, sql: &[u8]) {
+    messages.push(b'Q');
+    messages.extend_from_slice(&(sql.len() as u32 + 5).to_be_bytes());
+    messages.extend_from_slice(sql);
+    messages.push(0);
 }

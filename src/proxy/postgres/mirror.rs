@@ -1,19 +1,24 @@
 //! The workers of a Postgres mirror on one core: a pool of connections that run the clients' units.
 
-use std::cell::{RefCell, RefMut};
+use std::cell::{Cell, RefCell, RefMut};
+use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_lite::future::or;
 
-use super::connection::{Broken, Connection, Ran};
+use super::connection::{Broken, Connection, Ran, Replaying};
 use super::judge;
 use super::{Identity, PostgresOutcome};
-use crate::config::{Compare, MirrorPoolMode};
+use crate::config::{Compare, Config, Database, MirrorPoolMode, Pace, Secret};
+use crate::limits::MIRROR_LOG_INTERVAL_NS;
 use crate::metrics::ErrorWord;
 use crate::mirror::dispatch::{Dispatcher, Ticket};
 use crate::mirror::ledger::Fate;
+use crate::mirror::pace::{self, SessionPacer, Start};
 use crate::mirror::pool::{Checkin, Checkout, PoolMode, PoolState};
+use crate::mirror::unit::{ClientId, Unit};
 use crate::proxy::Context;
 use crate::proxy::context::{DivergenceReport, Event};
 use crate::proxy::mirrors::Mirror;
@@ -34,11 +39,18 @@ pub fn start_workers(context: &Rc<Context>, mirror: Rc<PgMirror>) {
     let size = mirror.destination.pool_size;
     let pool = Rc::new(Pool {
         context: context.clone(),
+        mode,
         state: RefCell::new(PoolState::new(size, mode)),
         idle: RefCell::new((0..size).map(|_| None).collect()),
         logins: RefCell::default(),
+        pacers: RefCell::default(),
+        due_ns: Cell::new(u64::MAX),
+        leaving: RefCell::default(),
+        lost_log: Quiet::default(),
+        error_log: Quiet::default(),
         mirror,
     });
+    pool.mirror.follows_clients.set(true);
     let manager = pool.clone();
     context
         .queues
@@ -48,11 +60,19 @@ pub fn start_workers(context: &Rc<Context>, mirror: Rc<PgMirror>) {
 struct Pool {
     context: Rc<Context>,
     mirror: Rc<PgMirror>,
+    mode: PoolMode,
     state: RefCell<PoolState<usize>>,
     /// Connections that wait, by slot.
     idle: RefCell<Vec<Option<Connection>>>,
-    /// Who clients were so far; their index is the pool's name for a login.
-    logins: RefCell<Vec<Rc<Identity>>>,
+    logins: RefCell<Logins>,
+    /// Of the clients that have units here, under `pace = "session"`.
+    pacers: RefCell<HashMap<ClientId, SessionPacer>>,
+    /// When the first unit that only waits for its time may start.
+    due_ns: Cell<u64>,
+    /// Clients that have left with units still here.
+    leaving: RefCell<Vec<ClientId>>,
+    lost_log: Quiet,
+    error_log: Quiet,
 }
 
 impl Pool {
@@ -66,29 +86,42 @@ impl Pool {
                 });
                 continue;
             }
+            let work = self.mirror.work.wait();
             if self.dispatcher().queued_units() > 0 && self.is_failing() {
-                or(
-                    self.mirror.work.wait(),
-                    self.context.ring.sleep(RETRY_LOOK, false),
-                )
-                .await;
+                or(work, self.context.ring.sleep(RETRY_LOOK, false)).await;
+            } else if self.due_ns.get() < u64::MAX {
+                or(work, self.context.ring.sleep_until(self.due_ns.get(), true)).await;
             } else {
-                self.mirror.work.wait().await;
+                work.await;
             }
         }
         self.idle.borrow_mut().clear();
     }
 
-    /// The next unit for which there is a connection, or room for one.
+    /// The next unit for which it is time and there is a connection, or room for one.
     fn next(&self) -> Option<(PgTicket, Checkout)> {
+        self.see_off();
+        self.due_ns.set(u64::MAX);
+        if self.state.borrow().is_exhausted() {
+            return None;
+        }
         let now_ns = self.context.ring.now_ns();
+        let config = self.context.config.borrow().clone();
         let ticket = {
             let state = self.state.borrow();
-            self.dispatcher().next_for(|unit| {
-                state.may_serve(unit.client, self.login(&unit.outcome.identity), now_ns)
-            })?
+            // While it cannot be reached, what finds no room in the rings is dropped for that reason.
+            let unavailable = self.is_failing() && !state.is_connected();
+            let mut dispatcher = self.dispatcher();
+            dispatcher.set_unavailable(false);
+            let ticket = dispatcher.next_for(|unit| {
+                let login = self.login(&config, &unit.outcome.identity);
+                state.may_serve(unit.client, login, now_ns)
+                    && (config.general.pace != Pace::Session || self.is_due(unit, now_ns))
+            });
+            dispatcher.set_unavailable(unavailable);
+            ticket?
         };
-        let login = self.login(&ticket.unit.outcome.identity);
+        let login = self.login(&config, &ticket.unit.outcome.identity);
         let checkout = self
             .state
             .borrow_mut()
@@ -96,20 +129,46 @@ impl Pool {
         Some((ticket, checkout))
     }
 
-    /// The pool's name for a login: clients of the same user and database share connections.
-    fn login(&self, who: &Rc<Identity>) -> usize {
+    /// Whether the unit may start under `pace = "session"`; if not, notes when.
+    fn is_due(&self, unit: &Unit<Chunk, PostgresOutcome>, now_ns: u64) -> bool {
+        let mut pacers = self.pacers.borrow_mut();
+        let pacer = pacers.entry(unit.client).or_default();
+        match Start::of(pacer.due_ns(pace::Pace::Session, unit), now_ns) {
+            Start::Now => true,
+            Start::At(at_ns) => {
+                self.due_ns.set(self.due_ns.get().min(at_ns));
+                false
+            }
+        }
+    }
+
+    /// Lets go what was kept for clients that have left and have no unit here any more.
+    fn see_off(&self) {
+        let mut leaving = self.leaving.borrow_mut();
+        leaving.append(&mut self.mirror.left.borrow_mut());
+        leaving.retain(|client| {
+            if self.dispatcher().holds(*client) {
+                return true;
+            }
+            self.pacers.borrow_mut().remove(client);
+            let kept = self.state.borrow_mut().release(*client);
+            if let Some(slot) = kept {
+                // Its session ends as the client's did.
+                self.idle.borrow_mut()[slot] = None;
+                self.state.borrow_mut().closed(slot);
+            }
+            false
+        });
+    }
+
+    /// The pool's name for a login.
+    fn login(&self, config: &Arc<Config>, who: &Rc<Identity>) -> usize {
         let mut logins = self.logins.borrow_mut();
-        let known = logins
-            .iter()
-            .position(|known| Rc::ptr_eq(known, who) || known == who);
-        known.unwrap_or_else(|| {
-            logins.push(who.clone());
-            logins.len() - 1
-        })
+        logins.of(config, &self.mirror.destination, who)
     }
 
     fn is_failing(&self) -> bool {
-        let logins = self.logins.borrow().len();
+        let logins = self.logins.borrow().servers.len();
         let state = self.state.borrow();
         (0..logins).any(|login| state.retry_at_ns(login).is_some())
     }
@@ -157,21 +216,14 @@ impl Pool {
 
     async fn connect(&self, ticket: &PgTicket) -> Result<Connection, Broken> {
         let who = &ticket.unit.outcome.identity;
-        let user = who.user.as_str();
         let config = self.context.config.borrow().clone();
         let destination = &self.mirror.destination;
-        let login = config
-            .database_index(&destination.name)
-            .and_then(|index| config.backend_login(index, user));
-        let (user, password) = match &login {
-            Some(login) => (login.user, login.password),
-            None => (user, None),
-        };
-        let name = match destination.database_name.as_str() {
-            "" => who.database.as_str(),
-            name => name,
-        };
-        let connection = Connection::open(&self.context, destination, name, user, password).await?;
+        let (user, password, name) = credentials(&config, destination, who);
+        let connection = or(
+            Connection::open(&self.context, destination, name, user, password),
+            self.retired(),
+        )
+        .await?;
         self.mirror.note_connection(connection.socket().downgrade());
         Ok(connection)
     }
@@ -183,12 +235,17 @@ impl Pool {
         metrics
             .queue_delay
             .record(now_ns.saturating_sub(ticket.unit.sealed_ns));
-        let pace = self.context.config.borrow().general.pace;
-        let digest = self.mirror.options.compare == Compare::Rows;
-        match connection
-            .run(&self.context, &ticket.unit, pace, digest)
-            .await
-        {
+        let replaying = Replaying {
+            pace: self.context.config.borrow().general.pace,
+            digest: self.mirror.options.compare == Compare::Rows,
+            keeps_session: self.mode == PoolMode::Session,
+        };
+        let ran = or(
+            connection.run(&self.context, &ticket.unit, replaying),
+            self.retired(),
+        )
+        .await;
+        match ran {
             Ok(ran) => {
                 self.delivered(&ticket, &ran);
                 self.dispatcher().settle(ticket, Fate::Delivered);
@@ -211,9 +268,9 @@ impl Pool {
     /// The connection is gone. A unit of which nothing was sent goes back to its ring.
     fn lost(&self, slot: usize, ticket: PgTicket, broken: &Broken, dirty: bool) {
         let retired = self.mirror.retired.get();
-        if !retired {
+        if !retired && let Some(unsaid) = self.lost_log.speaks(self.context.ring.now_ns()) {
             tracing::warn!(mirror = self.mirror.destination.name, reason = %broken,
-                lost = u32::from(dirty), "a connection to a mirror ended");
+                lost = u32::from(dirty), unsaid, "a connection to a mirror ended");
         }
         self.mirror.metrics.reconnects.add(1);
         let jitter = self.context.random.borrow_mut().f64();
@@ -243,11 +300,14 @@ impl Pool {
         metrics
             .primary_latency
             .record(unit.sealed_ns.saturating_sub(unit.began_ns));
-        for statement in ran.result.statements() {
-            if let Some(code) = statement.sqlstate() {
-                metrics
-                    .errors
-                    .count(ErrorWord::of_sqlstate(code.as_str().as_bytes()));
+        let statements = ran.result.statements().iter();
+        let codes = statements.filter_map(|statement| statement.sqlstate());
+        for code in codes.chain(ran.session_errors.iter().copied()) {
+            let word = ErrorWord::of_sqlstate(code.as_str().as_bytes());
+            metrics.errors.count(word);
+            if let Some(unsaid) = self.error_log.speaks(self.context.ring.now_ns()) {
+                tracing::info!(mirror = self.mirror.destination.name, sqlstate = %code,
+                    unsaid, "a statement failed on a mirror");
             }
         }
         if ran.timed_out {
@@ -258,6 +318,11 @@ impl Pool {
         if self.mirror.options.compare == Compare::Off {
             return;
         }
+        if !unit.outcome.cancels_ns.is_empty() {
+            // How far each server came before it was cancelled is chance.
+            metrics.not_compared.add(1);
+            return;
+        }
         metrics.compared.add(1);
         if let Some((kind, found)) = judge::judge(unit, &ran.result, self.mirror.options.compare) {
             metrics.diverge(kind);
@@ -265,7 +330,10 @@ impl Pool {
                 .tell(Event::Divergence(Box::new(DivergenceReport {
                     source: self.mirror.source.clone(),
                     mirror: self.mirror.destination.name.clone(),
-                    command: unit.outcome.text.clone(),
+                    command: crate::protocol::postgres::sql::fingerprint(
+                        unit.outcome.text.as_bytes(),
+                    )
+                    .1,
                     key: format!("statement {}", found.statement + 1).into_bytes(),
                     kind,
                     primary: found.primary.into_bytes(),
@@ -274,6 +342,12 @@ impl Pool {
                     core: self.context.core,
                 })));
         }
+    }
+
+    /// Ends what it is raced with when the mirror is taken away.
+    async fn retired<T>(&self) -> Result<T, Broken> {
+        self.mirror.until_retired().await;
+        Err(Broken::Retired)
     }
 
     fn publish(&self) {
@@ -287,5 +361,77 @@ impl Pool {
 
     fn dispatcher(&self) -> RefMut<'_, Dispatcher<Chunk, PostgresOutcome>> {
         self.mirror.dispatcher.borrow_mut()
+    }
+}
+
+/// How logins of clients and of the mirror belong together.
+#[derive(Default)]
+struct Logins {
+    /// The config that `clients` was made with.
+    config: Option<Arc<Config>>,
+    /// Who clients are, and which login serves them.
+    clients: HashMap<Rc<Identity>, usize>,
+    /// User and database of the mirror; their index is the pool's name for the login.
+    servers: Vec<(String, String)>,
+}
+
+impl Logins {
+    fn of(&mut self, config: &Arc<Config>, mirror: &Database, who: &Rc<Identity>) -> usize {
+        let same = |known: &Arc<Config>| Arc::ptr_eq(known, config);
+        if !self.config.as_ref().is_some_and(same) {
+            self.config = Some(config.clone());
+            self.clients.clear();
+        }
+        if let Some(known) = self.clients.get(who) {
+            return *known;
+        }
+        let (user, _, name) = credentials(config, mirror, who);
+        let mut servers = self.servers.iter();
+        let known = servers.position(|(u, n)| u == user && n == name);
+        let index = known.unwrap_or_else(|| {
+            self.servers.push((user.to_owned(), name.to_owned()));
+            self.servers.len() - 1
+        });
+        self.clients.insert(who.clone(), index);
+        index
+    }
+}
+
+/// The login that runs this client's units: by users.toml, else the mirror's own, else the client's name without a password.
+fn credentials<'a>(
+    config: &'a Config,
+    mirror: &'a Database,
+    who: &'a Identity,
+) -> (&'a str, Option<&'a Secret>, &'a str) {
+    let login = config
+        .database_index(&mirror.name)
+        .and_then(|index| config.backend_login(index, &who.user));
+    let name = match mirror.database_name.as_str() {
+        "" => who.database.as_str(),
+        name => name,
+    };
+    match login {
+        Some(login) => (login.user, login.password, name),
+        None => (&who.user, None, name),
+    }
+}
+
+/// Keeps one kind of log line to one per interval.
+#[derive(Default)]
+struct Quiet {
+    spoken_ns: Cell<Option<u64>>,
+    unsaid: Cell<u64>,
+}
+
+impl Quiet {
+    /// Whether to log now, and how often this was not done since the last time.
+    fn speaks(&self, now_ns: u64) -> Option<u64> {
+        let recent = |spoken: u64| now_ns.saturating_sub(spoken) < MIRROR_LOG_INTERVAL_NS;
+        if self.spoken_ns.get().is_some_and(recent) {
+            self.unsaid.set(self.unsaid.get() + 1);
+            return None;
+        }
+        self.spoken_ns.set(Some(now_ns));
+        Some(self.unsaid.take())
     }
 }

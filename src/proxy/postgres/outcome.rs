@@ -2,13 +2,16 @@
 
 use std::rc::Rc;
 
+use smallvec::SmallVec;
+
 use crate::mirror::unit::Outcome;
 use crate::protocol::postgres::compare::UnitOutcome;
 use crate::protocol::postgres::session::SessionState;
 use crate::protocol::postgres::statements::Snapshot;
+use crate::protocol::postgres::tracker::StatementOutcome;
 
 /// Who a client is, for the mirrors' logins.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq, Hash)]
 pub struct Identity {
     /// The user, as text for config look-ups.
     pub user: String,
@@ -29,6 +32,11 @@ pub struct PostgresOutcome {
     pub names: Snapshot,
     /// Whether the unit names prepared statements, so that its bytes must be renamed for a shared connection.
     pub named: bool,
+    /// Whether the unit leaves things in its session that cannot be carried and would disturb another client's units on
+    /// the same connection: temporary tables, session locks, cursors that outlive their transaction.
+    pub traces: bool,
+    /// When the primary ended a statement because it was cancelled; ascending.
+    pub cancels_ns: SmallVec<[u64; 1]>,
     /// How the statements ended.
     pub result: UnitOutcome,
     /// The first statement's text, truncated, for divergence records.
@@ -37,6 +45,33 @@ pub struct PostgresOutcome {
 
 /// Longest statement text that a unit keeps for divergence records, in bytes.
 pub const TEXT_MAX: usize = 256;
+
+/// Cancels of one unit that are repeated on the mirrors; a client that cancels more often in one transaction than this
+/// has the others ignored there.
+const CANCELS_MAX: usize = 64;
+
+impl PostgresOutcome {
+    /// Notes the time if the statement ended because somebody cancelled it.
+    pub fn note_cancel(&mut self, statement: &StatementOutcome, now_ns: u64) {
+        let cancelled = statement
+            .sqlstate()
+            .is_some_and(|code| code.as_str() == "57014");
+        if cancelled && self.cancels_ns.len() < CANCELS_MAX {
+            self.cancels_ns.push(now_ns);
+        }
+    }
+
+    /// Adds what a later cycle of the same unit brought, its results excepted.
+    pub fn join(&mut self, more: &mut PostgresOutcome) {
+        self.named |= more.named;
+        self.traces |= more.traces;
+        let room = CANCELS_MAX.saturating_sub(self.cancels_ns.len());
+        self.cancels_ns.extend(more.cancels_ns.drain(..).take(room));
+        if self.text.is_empty() {
+            std::mem::swap(&mut self.text, &mut more.text);
+        }
+    }
+}
 
 impl Outcome for PostgresOutcome {
     fn reset(&mut self) {

@@ -446,7 +446,7 @@ impl RedisSession {
         } = transaction;
         let mirrors = &self.source.mirrors;
         if content.oversize {
-            return mirrors.refuse(exposed, DropReason::Oversize);
+            return mirrors.refuse(exposed, class, DropReason::Oversize);
         }
         let Some(mut draft) = content.draft else {
             return mirrors.leave_out(class);
