@@ -170,6 +170,9 @@ pub const CONFIG_FILE_BYTES_MAX: u64 = 4 << 20;
 /// Bytes of a password file: what a Postgres or Redis login could carry in one message of a sensible size.
 pub const SECRET_FILE_BYTES_MAX: u64 = 64 << 10;
 
+/// Readings of a mirror that the report keeps: more than its chart is wide; 48 bytes each.
+pub const TIMELINE_READINGS_MAX: usize = 720;
+
 // --- admin SQL ---
 
 /// Words of one admin statement: the longest one has eight.

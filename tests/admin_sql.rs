@@ -35,7 +35,12 @@ fn server() -> PostgresServer {
     .unwrap()
 }
 
-fn config_text(general: &str, exposure: f64, ports: (u16, u16), listen: (SocketAddr, SocketAddr)) -> String {
+fn config_text(
+    general: &str,
+    exposure: f64,
+    ports: (u16, u16),
+    listen: (SocketAddr, SocketAddr),
+) -> String {
     let (address, control) = listen;
     let (primary, mirror) = ports;
     format!(
@@ -58,10 +63,18 @@ impl Scene {
         let local = || SocketAddr::from(([127, 0, 0, 1], free_port().unwrap()));
         let (address, control) = (local(), local());
         let folder = tempfile::tempdir().unwrap();
-        let text = config_text(general, 1.0, (primary.port(), mirror.port()), (address, control));
+        let text = config_text(
+            general,
+            1.0,
+            (primary.port(), mirror.port()),
+            (address, control),
+        );
         std::fs::write(folder.path().join("p.toml"), text).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_parhelion"));
-        command.arg("run").arg("--config").arg(folder.path().join("p.toml"));
+        command
+            .arg("run")
+            .arg("--config")
+            .arg(folder.path().join("p.toml"));
         let proxy = ProxyProcess::spawn(command, address, control).unwrap();
         Scene {
             primary,
@@ -97,7 +110,11 @@ impl Scene {
     fn ctl(&self, arguments: &[&str]) -> String {
         let mut command = Command::new(env!("CARGO_BIN_EXE_parhelion"));
         let url = format!("http://{}", self.proxy.control());
-        run_ok(command.args(["ctl", "--url", &url]).args(arguments), b"", TIMEOUT)
+        run_ok(
+            command.args(["ctl", "--url", &url]).args(arguments),
+            b"",
+            TIMEOUT,
+        )
     }
 
     /// One number of the only mirror.
@@ -105,12 +122,19 @@ impl Scene {
         let text = self.proxy.get("/api/mirrors").unwrap();
         let json: Value = serde_json::from_str(&text).unwrap();
         let found = json["mirrors"][0].pointer(pointer);
-        found.and_then(Value::as_u64).unwrap_or_else(|| panic!("{pointer} in {text}"))
+        found
+            .and_then(Value::as_u64)
+            .unwrap_or_else(|| panic!("{pointer} in {text}"))
     }
 
     /// The share of units that were offered, over units seen from now on.
     fn exposed_share(&self) -> f64 {
-        let seen = || (self.count("/ledger/observed"), self.count("/ledger/offered"));
+        let seen = || {
+            (
+                self.count("/ledger/observed"),
+                self.count("/ledger/offered"),
+            )
+        };
         let before = seen();
         let enough = eventually(TIMEOUT, || {
             let now = seen();
@@ -127,7 +151,17 @@ fn exposure_changes_by_every_surface_within_a_second_under_load_and_counters_kee
     let direct = scene.primary.port().to_string();
     let mut prepare = Command::new(scene.primary.program("pgbench"));
     run_ok(
-        prepare.args(["-h", "127.0.0.1", "-p", &direct, "-U", "postgres", "-i", "-q", "shop"]),
+        prepare.args([
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &direct,
+            "-U",
+            "postgres",
+            "-i",
+            "-q",
+            "shop",
+        ]),
         b"",
         TIMEOUT,
     );
@@ -145,7 +179,10 @@ fn exposure_changes_by_every_surface_within_a_second_under_load_and_counters_kee
         let share = scene.exposed_share();
         assert!(range.contains(&share), "{what}: {share}");
         let now = scene.count("/ledger/observed");
-        assert!(now >= observed, "{what}: counters went back from {observed} to {now}");
+        assert!(
+            now >= observed,
+            "{what}: counters went back from {observed} to {now}"
+        );
         observed = now;
     };
     scene.admin("SET mirror_exposure = 0.0");
@@ -173,7 +210,10 @@ fn exposure_changes_by_every_surface_within_a_second_under_load_and_counters_kee
     );
     assert!(!refused.status.success());
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(text.contains("the old config stays in force") && text.contains("general_"), "{text}");
+    assert!(
+        text.contains("the old config stays in force") && text.contains("general_"),
+        "{text}"
+    );
     step("a refused reload", 0.99..=1.0);
 
     let output = load.wait_with_output().unwrap();
@@ -181,10 +221,17 @@ fn exposure_changes_by_every_surface_within_a_second_under_load_and_counters_kee
         String::from_utf8_lossy(&output.stdout).into_owned(),
         String::from_utf8_lossy(&output.stderr).into_owned(),
     );
-    assert!(output.status.success() && !errors.contains("error"), "{out}\n{errors}");
+    assert!(
+        output.status.success() && !errors.contains("error"),
+        "{out}\n{errors}"
+    );
     assert!(out.contains("number of failed transactions: 0 "), "{out}");
     let log = scene.proxy.log().join("\n");
-    for who in ["by=admin postgres@", "by=ctl 127.0.0.1:", "by=signal SIGHUP"] {
+    for who in [
+        "by=admin postgres@",
+        "by=ctl 127.0.0.1:",
+        "by=signal SIGHUP",
+    ] {
         assert!(log.contains(who), "{who} is not in the log:\n{log}");
     }
 }
@@ -194,25 +241,58 @@ fn mirrors_come_and_go_under_open_sessions() {
     let scene = Scene::start("watch_config = true");
     let mut session = support::pg::PgClient::connect(scene.proxy.address(), "shop").0;
     session.query("SELECT 1");
-    assert!(eventually(TIMEOUT, || (scene.count("/ledger/delivered") == 1).then_some(())).is_some());
-    scene.edit("[[mirroring]]", "[[databases]]\nname = \"unused\"\nhost = \"127.0.0.1\"\nport = 1\n#");
+    assert!(
+        eventually(TIMEOUT, || (scene.count("/ledger/delivered") == 1)
+            .then_some(()))
+        .is_some()
+    );
+    scene.edit(
+        "[[mirroring]]",
+        "[[databases]]\nname = \"unused\"\nhost = \"127.0.0.1\"\nport = 1\n#",
+    );
     scene.edit("source_db", "#source_db");
     scene.edit("destination_db", "#destination_db");
     scene.edit("exposure = 1", "#exposure = 1");
     scene.edit("queue_length", "#queue_length");
     let gone = || scene.admin("SHOW CONFIG").contains("unused").then_some(());
-    assert!(eventually(TIMEOUT, gone).is_some(), "{:?}", scene.proxy.log());
+    assert!(
+        eventually(TIMEOUT, gone).is_some(),
+        "{:?}",
+        scene.proxy.log()
+    );
     session.query("SELECT 2");
-    assert_eq!(scene.count("/ledger/observed"), 1, "a mirror that is gone counts nothing");
-    for key in ["#source_db", "#destination_db", "#exposure = 1", "#queue_length"] {
+    assert_eq!(
+        scene.count("/ledger/observed"),
+        1,
+        "a mirror that is gone counts nothing"
+    );
+    for key in [
+        "#source_db",
+        "#destination_db",
+        "#exposure = 1",
+        "#queue_length",
+    ] {
         scene.edit(key, &key[1..]);
     }
     scene.edit("port = 1\n#", "port = 1\n[[mirroring]]\n");
-    let back = || scene.admin("SHOW CONFIG").contains("mirroring[shop -> next]").then_some(());
-    assert!(eventually(TIMEOUT, back).is_some(), "{:?}", scene.proxy.log());
+    let back = || {
+        scene
+            .admin("SHOW CONFIG")
+            .contains("mirroring[shop -> next]")
+            .then_some(())
+    };
+    assert!(
+        eventually(TIMEOUT, back).is_some(),
+        "{:?}",
+        scene.proxy.log()
+    );
     session.query("SELECT 3");
     let delivered = || (scene.count("/ledger/delivered") == 2).then_some(());
-    assert!(eventually(TIMEOUT, delivered).is_some(), "{}", scene.ctl(&["mirrors"]));
+    assert!(
+        eventually(TIMEOUT, delivered).is_some(),
+        "{}",
+        scene.ctl(&["mirrors"])
+    );
     assert!(scene.proxy.log().join("\n").contains("by=file changed"));
 }
 
@@ -221,16 +301,30 @@ fn the_console_answers_psql_and_the_extended_protocol_of_psycopg() {
     let scene = Scene::start("");
     let mirrors = scene.admin("SHOW MIRRORS");
     assert!(mirrors.starts_with("next|shop|next|1"), "{mirrors}");
-    assert!(scene.admin("SHOW VERSION; SHOW HELP").contains("SHOW DIVERGENCES"));
+    assert!(
+        scene
+            .admin("SHOW VERSION; SHOW HELP")
+            .contains("SHOW DIVERGENCES")
+    );
     let session = support::pg::PgClient::connect(scene.proxy.address(), "shop").0;
     let clients = scene.admin("SHOW CLIENTS");
-    assert!(clients.contains("|shop|postgres|postgres|127.0.0.1:"), "{clients}");
+    assert!(
+        clients.contains("|shop|postgres|postgres|127.0.0.1:"),
+        "{clients}"
+    );
     drop(session);
-    for (sql, code) in [("SET nothing = 1", "42704"), ("SELECT 1", "42601"), ("PAUSE nobody", "42704")] {
+    for (sql, code) in [
+        ("SET nothing = 1", "42704"),
+        ("SELECT 1", "42601"),
+        ("PAUSE nobody", "42704"),
+    ] {
         let script = format!("\\set VERBOSITY verbose\n{sql};\n");
         let output = run(&mut scene.tool("psql", "admin"), script.as_bytes(), TIMEOUT);
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(errors.contains(code) && errors.contains("HINT"), "{sql}: {errors}");
+        assert!(
+            errors.contains(code) && errors.contains("HINT"),
+            "{sql}: {errors}"
+        );
     }
     let script = format!(
         "import psycopg\n\
@@ -250,7 +344,10 @@ fn the_console_answers_psql_and_the_extended_protocol_of_psycopg() {
         scene.proxy.address().port()
     );
     let out = run_ok(Command::new(python()).arg("-c").arg(script), b"", TIMEOUT);
-    assert!(out.contains("refused") && out.trim_end().ends_with("77"), "{out}");
+    assert!(
+        out.contains("refused") && out.trim_end().ends_with("77"),
+        "{out}"
+    );
 }
 
 #[test]
@@ -259,7 +356,11 @@ fn shutdown_over_sql_ends_the_process_well() {
     let started = Instant::now();
     scene.admin("SHUTDOWN");
     let status = scene.proxy.process().wait_exit(TIMEOUT);
-    assert!(status.is_some_and(|status| status.success()), "{:?}", scene.proxy.log());
+    assert!(
+        status.is_some_and(|status| status.success()),
+        "{:?}",
+        scene.proxy.log()
+    );
     assert!(started.elapsed() < TIMEOUT);
 }
 
@@ -273,10 +374,14 @@ fn a_control_token_is_asked_of_everybody() {
     let url = format!("http://{}", scene.proxy.control());
     let mut with = Command::new(env!("CARGO_BIN_EXE_parhelion"));
     let out = run_ok(
-        with.args(["ctl", "--url", &url, "config"]).env("PARHELION_TOKEN", "canary-token"),
+        with.args(["ctl", "--url", &url, "config"])
+            .env("PARHELION_TOKEN", "canary-token"),
         b"",
         TIMEOUT,
     );
-    assert!(out.contains("general.control_token") && !out.contains("canary"), "{out}");
+    assert!(
+        out.contains("general.control_token") && !out.contains("canary"),
+        "{out}"
+    );
     assert!(!scene.proxy.log().join("\n").contains("canary"));
 }

@@ -22,10 +22,34 @@ struct Surface {
 }
 
 const SURFACES: &[Surface] = &[
-    row("Status", "SHOW STATUS", ("GET", "/api/status", ""), "status", ""),
-    row("Config", "SHOW CONFIG", ("GET", "/api/config", ""), "config", ""),
-    row("Databases", "SHOW DATABASES", ("GET", "/api/databases", ""), "databases", ""),
-    row("Mirrors", "SHOW MIRRORS", ("GET", "/api/mirrors", ""), "mirrors", ""),
+    row(
+        "Status",
+        "SHOW STATUS",
+        ("GET", "/api/status", ""),
+        "status",
+        "",
+    ),
+    row(
+        "Config",
+        "SHOW CONFIG",
+        ("GET", "/api/config", ""),
+        "config",
+        "",
+    ),
+    row(
+        "Databases",
+        "SHOW DATABASES",
+        ("GET", "/api/databases", ""),
+        "databases",
+        "",
+    ),
+    row(
+        "Mirrors",
+        "SHOW MIRRORS",
+        ("GET", "/api/mirrors", ""),
+        "mirrors",
+        "",
+    ),
     row(
         "Divergences",
         "SHOW DIVERGENCES FOR next LIMIT 1",
@@ -33,8 +57,20 @@ const SURFACES: &[Surface] = &[
         "divergences --mirror next --limit 1",
         "",
     ),
-    row("Clients", "SHOW CLIENTS", ("GET", "/api/clients", ""), "clients", "clients"),
-    row("Servers", "SHOW SERVERS", ("GET", "/api/servers", ""), "servers", "servers"),
+    row(
+        "Clients",
+        "SHOW CLIENTS",
+        ("GET", "/api/clients", ""),
+        "clients",
+        "clients",
+    ),
+    row(
+        "Servers",
+        "SHOW SERVERS",
+        ("GET", "/api/servers", ""),
+        "servers",
+        "servers",
+    ),
     row(
         "SetExposure",
         "SET mirror_exposure FOR next = 0.1",
@@ -49,8 +85,20 @@ const SURFACES: &[Surface] = &[
         "queue * 64",
         "queue next 64",
     ),
-    row("Pause", "PAUSE next", ("POST", "/api/mirrors/next/pause", "{}"), "pause next", "pause next"),
-    row("Resume", "RESUME", ("POST", "/api/mirrors/*/resume", "{}"), "resume *", "resume next"),
+    row(
+        "Pause",
+        "PAUSE next",
+        ("POST", "/api/mirrors/next/pause", "{}"),
+        "pause next",
+        "pause next",
+    ),
+    row(
+        "Resume",
+        "RESUME",
+        ("POST", "/api/mirrors/*/resume", "{}"),
+        "resume *",
+        "resume next",
+    ),
     row(
         "Reconnect",
         "RECONNECT next",
@@ -61,13 +109,35 @@ const SURFACES: &[Surface] = &[
     row(
         "SetMode",
         "SET mode = 'dual-write' FOR cache",
-        ("POST", "/api/dual_write/cache/mode", r#"{"mode": "dual-write"}"#),
+        (
+            "POST",
+            "/api/dual_write/cache/mode",
+            r#"{"mode": "dual-write"}"#,
+        ),
         "mode cache dual-write",
         "mode cache dual-write",
     ),
-    row("Reload", "RELOAD", ("POST", "/api/reload", "{}"), "reload", "reload"),
-    row("Drain", "DRAIN", ("POST", "/api/drain", "{}"), "drain", "drain"),
-    row("Shutdown", "SHUTDOWN", ("POST", "/api/shutdown", "{}"), "shutdown", "shutdown"),
+    row(
+        "Reload",
+        "RELOAD",
+        ("POST", "/api/reload", "{}"),
+        "reload",
+        "reload",
+    ),
+    row(
+        "Drain",
+        "DRAIN",
+        ("POST", "/api/drain", "{}"),
+        "drain",
+        "drain",
+    ),
+    row(
+        "Shutdown",
+        "SHUTDOWN",
+        ("POST", "/api/shutdown", "{}"),
+        "shutdown",
+        "shutdown",
+    ),
 ];
 
 const fn row(
@@ -90,7 +160,10 @@ const fn row(
 fn names<'a>(start: &str, name_of: impl Fn(&'a str) -> Option<&'a str>) -> Vec<&'a str> {
     let source = include_str!("../src/control/commands.rs");
     let body = source.split_once(start).unwrap().1;
-    body.lines().take_while(|line| *line != "}").filter_map(name_of).collect()
+    body.lines()
+        .take_while(|line| *line != "}")
+        .filter_map(name_of)
+        .collect()
 }
 
 #[test]
@@ -116,7 +189,10 @@ fn every_effect_of_the_runtime_has_an_operation() {
         // These three are parts of views and of "every mirror".
         let is_part = ["status", "config", "mirrors"].contains(&method);
         let word = method.strip_prefix("set_").unwrap_or(method);
-        assert!(is_part || calls.contains(&word), "{method} is reached by no operation");
+        assert!(
+            is_part || calls.contains(&word),
+            "{method} is reached by no operation"
+        );
     }
 }
 
@@ -135,14 +211,26 @@ fn each_surface_makes_the_same_call_and_shows_the_same() {
             _ => port.post(path, body),
         };
         assert_eq!(http.status, 200, "{}: {}", surface.operation, http.body);
-        assert_eq!(port.recorder.take(), expected, "{} over HTTP", surface.operation);
+        assert_eq!(
+            port.recorder.take(),
+            expected,
+            "{} over HTTP",
+            surface.operation
+        );
 
-        let arguments = ["parhelion", "ctl"].into_iter().chain(surface.ctl.split(' '));
+        let arguments = ["parhelion", "ctl"]
+            .into_iter()
+            .chain(surface.ctl.split(' '));
         let Command::Ctl(args) = Cli::try_parse_from(arguments).unwrap().command else {
             panic!("{} is no ctl command", surface.ctl);
         };
         ctl::run(args.command, &port.url(), None, false, &mut Vec::new()).unwrap();
-        assert_eq!(port.recorder.take(), expected, "{} over ctl", surface.operation);
+        assert_eq!(
+            port.recorder.take(),
+            expected,
+            "{} over ctl",
+            surface.operation
+        );
 
         match admin_sql::execute(&port.state, &who, surface.sql) {
             Answer::Error(error) => panic!("{}: {error:?}", surface.sql),
@@ -152,7 +240,12 @@ fn each_surface_makes_the_same_call_and_shows_the_same() {
             }
             Answer::Done { .. } => {}
         }
-        assert_eq!(port.recorder.take(), expected, "{} over SQL", surface.operation);
+        assert_eq!(
+            port.recorder.take(),
+            expected,
+            "{} over SQL",
+            surface.operation
+        );
     }
 }
 
@@ -161,10 +254,18 @@ fn a_refusal_is_the_same_sentence_everywhere() {
     let port = Port::start(filled_registry(1, 1), None);
     let who = Who::new("admin", "test");
     let refusal = "exposure is a share from 0.0 to 1.0";
-    let Answer::Error(error) = admin_sql::execute(&port.state, &who, "SET mirror_exposure = 1.5") else {
+    let Answer::Error(error) = admin_sql::execute(&port.state, &who, "SET mirror_exposure = 1.5")
+    else {
         panic!("taken");
     };
-    assert!(error.message.contains(refusal) && error.code == "22023", "{error:?}");
+    assert!(
+        error.message.contains(refusal) && error.code == "22023",
+        "{error:?}"
+    );
     let http = port.post("/api/mirrors/next/exposure", r#"{"exposure": 1.5}"#);
-    assert!(http.status == 422 && http.body.contains(refusal), "{}", http.body);
+    assert!(
+        http.status == 422 && http.body.contains(refusal),
+        "{}",
+        http.body
+    );
 }

@@ -15,6 +15,7 @@ pub mod report;
 mod report_svg;
 pub mod state;
 mod table;
+pub mod timeline;
 pub mod view;
 
 pub use self::commands::{CommandError, Commands, Operation, Who};

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::commands::{CommandError, Commands, EVERY, Operation, Who};
 use super::divergences::DivergenceStore;
+use super::timeline::Timeline;
 use super::view;
 use crate::metrics::{MirrorTotal, Registry, Scrape};
 
@@ -40,6 +41,8 @@ pub struct ControlState {
     pub divergences: Arc<DivergenceStore>,
     /// The effects of an operator's commands.
     pub commands: Arc<dyn Commands>,
+    /// How the mirrors fared over time.
+    pub timeline: Timeline,
     /// The version of the build.
     pub version: &'static str,
     judge: Box<Judge>,
@@ -75,6 +78,7 @@ impl ControlState {
             registry,
             divergences,
             commands,
+            timeline: Timeline::default(),
             version: env!("CARGO_PKG_VERSION"),
             judge,
             token,
@@ -201,6 +205,12 @@ impl ControlState {
     pub fn started_unix(&self) -> f64 {
         let since = self.started.duration_since(UNIX_EPOCH);
         since.map_or(0.0, |d| d.as_secs_f64())
+    }
+
+    /// Notes how the mirrors fare; to be called every second.
+    pub fn note_time(&self) {
+        let at_seconds = self.started_at.elapsed().as_secs();
+        self.timeline.note(at_seconds, || self.registry.mirrors());
     }
 
     /// Reads all counters.

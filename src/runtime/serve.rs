@@ -169,6 +169,7 @@ async fn serve(
                 Some(Request::Shutdown) | None => break,
             },
             _ = health.tick() => {
+                state.note_time();
                 if cores.any_ended() {
                     return Err(ServeError::CoreEnded);
                 }
