@@ -189,3 +189,18 @@ pub const ADMIN_REQUESTS_MAX: usize = 64;
 
 /// How long an admin client waits for its answer; a reload waits for every core.
 pub const ADMIN_ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+// --- TLS ---
+
+/// From the first byte of a TLS handshake to its last: three round trips over the worst link, and a busy core.
+pub const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Plaintext that is encrypted at a time: one TLS record of the largest size, so that a large write is never held
+/// twice.
+pub const TLS_WRITE_BYTES: usize = 16 * 1024;
+
+/// Answers of TLS itself (key updates, alerts) to a peer that takes none of them. An honest peer is owed a hundred
+/// bytes or so.
+pub const TLS_UNREAD_ANSWERS_BYTES: usize = 64 * 1024;
+
+/// TLS 1.3 tickets, and sessions that a server or client remembers: one per client that is likely to come back soon.
+pub const TLS_SESSIONS_MAX: usize = 1024;

@@ -9,6 +9,7 @@ use clap::Parser as _;
 use parhelion::cli::{CheckArgs, Cli, Command, CtlArgs, FileArgs, ReportArgs, check, init_logging};
 use parhelion::config::{Config, ConfigErrors, Loaded, load_with_warnings};
 use parhelion::control::ctl;
+use parhelion::proxy::tls::Material;
 use parhelion::runtime::serve::ConfigFiles;
 use parhelion::runtime::{available_cpus, serve};
 
@@ -66,8 +67,11 @@ impl Failure {
 }
 
 fn load(files: &FileArgs) -> Result<Loaded, Failure> {
-    load_with_warnings(&files.config, files.users.as_deref(), &available_cpus())
-        .map_err(|errors| Failure::refused(&errors))
+    let loaded = load_with_warnings(&files.config, files.users.as_deref(), &available_cpus())
+        .map_err(|errors| Failure::refused(&errors))?;
+    // A certificate that cannot serve is a fault of the configuration too.
+    Material::load(&loaded.config).map_err(Failure::config)?;
+    Ok(loaded)
 }
 
 fn run(args: &FileArgs) -> Result<(), Failure> {

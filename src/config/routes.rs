@@ -104,7 +104,8 @@ pub(super) fn read_listener(
         (None, Protocol::Redis) => only_redis_source(&s, f, scope),
     };
     let cores = read_listener_cores(&mut s, f, scope);
-    let tls = read_tls(&mut s, f, scope.base);
+    let mut tls = read_tls(&mut s, f, scope.base);
+    read_tls_required(&mut s, f, tls.as_mut());
     let line = s.line_of("address");
     s.finish(f, |_| None);
     let listener = Listener {
@@ -178,12 +179,44 @@ fn read_tls(s: &mut Section<'_, '_>, f: &mut Faults, base: &Path) -> Option<List
         }
     }
     let client_ca = read_path(&mut s, f, "client_ca", base);
+    if s.has("client_cert_required") && client_ca.is_none() {
+        let line = s.line_of("client_cert_required");
+        let problem = "has no effect without client_ca";
+        s.refuse(
+            f,
+            line,
+            "client_cert_required",
+            problem,
+            "write client_ca = \"/path/of/ca.pem\"",
+        );
+    }
+    let client_cert_required = s.boolean(f, "client_cert_required", true);
     s.finish(f, |_| None);
     Some(ListenerTls {
         cert: cert?,
         key: key?,
         client_ca,
+        client_cert_required,
+        required: false,
     })
+}
+
+fn read_tls_required(s: &mut Section<'_, '_>, f: &mut Faults, tls: Option<&mut ListenerTls>) {
+    let required = s.boolean(f, "tls_required", false);
+    match tls {
+        Some(tls) => tls.required = required,
+        None if required && !s.has("tls") => {
+            let way_out = "write tls = { cert = \"…\", key = \"…\" }";
+            s.refuse(
+                f,
+                s.line_of("tls_required"),
+                "tls_required",
+                "needs tls",
+                way_out,
+            );
+        }
+        None => {}
+    }
 }
 
 /// Reads one `[[mirroring]]`.

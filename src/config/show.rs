@@ -75,6 +75,8 @@ pub(super) fn listener(config: &Config, listener: &Listener) -> Value {
             "cert": tls.cert,
             "key": tls.key,
             "client_ca": tls.client_ca,
+            "client_cert_required": tls.client_cert_required,
+            "required": tls.required,
         })),
     })
 }

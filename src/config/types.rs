@@ -422,7 +422,7 @@ pub struct Listener {
     pub tls: Option<ListenerTls>,
 }
 
-/// Certificate files of a listener; readable when they were validated.
+/// TLS of a listener; its files were readable when it was validated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerTls {
     /// PEM certificate chain.
@@ -431,6 +431,10 @@ pub struct ListenerTls {
     pub key: PathBuf,
     /// PEM certificates that client certificates must chain to.
     pub client_ca: Option<PathBuf>,
+    /// With `client_ca`: whether a client must show a certificate. Without TLS it cannot, so plaintext is refused too.
+    pub client_cert_required: bool,
+    /// Whether a Postgres client must ask for TLS. A Redis listener with TLS speaks nothing else anyway.
+    pub required: bool,
 }
 
 /// One entry of `[[databases]]`.

@@ -2,18 +2,17 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::io;
-use std::net::ToSocketAddrs;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 
-use crate::config::{Config, Endpoint};
+use super::tls::TlsStore;
+use crate::config::Config;
 use crate::metrics::{CoreMetrics, Registry};
 use crate::mirror::dispatch::MemoryBudget;
 use crate::mirror::unit::ClientId;
-use crate::ring::{Address, Queues, Ring, Socket};
+use crate::ring::{Queues, Ring};
 
 /// What a core tells the control thread. The channel is bounded; what does not fit is counted.
 #[derive(Debug)]
@@ -94,6 +93,8 @@ pub struct Context {
     pub registry: Arc<Registry>,
     /// The config in force for new connections.
     pub config: RefCell<Arc<Config>>,
+    /// Certificates and keys in force.
+    pub tls: Arc<TlsStore>,
     /// What all rings of this core may hold.
     pub budget: MemoryBudget,
     /// Decides exposure.
@@ -114,6 +115,7 @@ impl Context {
         queues: Queues,
         registry: Arc<Registry>,
         config: Arc<Config>,
+        tls: Arc<TlsStore>,
         events: Sender<Event>,
     ) -> Context {
         Context {
@@ -125,6 +127,7 @@ impl Context {
             queues,
             registry,
             config: RefCell::new(config),
+            tls,
             events,
             sessions: RefCell::default(),
             // Unique in the process: the core's number in the top bits.
@@ -207,35 +210,5 @@ impl Context {
         if self.events.try_send(event).is_err() {
             self.metrics.event_drops.add(1);
         }
-    }
-
-    /// Connects to a database within `connect_timeout`.
-    ///
-    /// # Errors
-    /// Resolution, refusal, timeout.
-    pub async fn connect(&self, endpoint: &Endpoint) -> io::Result<Socket> {
-        let limit = self.config.borrow().general.connect_timeout;
-        let addresses = resolve(endpoint)?;
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-        for address in addresses {
-            match self.ring.timeout(limit, self.ring.connect(&address)).await {
-                Ok(Ok(socket)) => return Ok(socket),
-                Ok(Err(error)) => last = error,
-                Err(_) => last = io::ErrorKind::TimedOut.into(),
-            }
-        }
-        Err(last)
-    }
-}
-
-/// The addresses of an endpoint. An IP address costs nothing; a name asks the system's resolver, which may block
-/// this core: give addresses or names from /etc/hosts where that matters.
-fn resolve(endpoint: &Endpoint) -> io::Result<Vec<Address>> {
-    match endpoint {
-        Endpoint::Unix(path) => Ok(vec![Address::Unix(path.clone())]),
-        Endpoint::Tcp { host, port } => Ok((host.as_str(), *port)
-            .to_socket_addrs()?
-            .map(Address::Tcp)
-            .collect()),
     }
 }

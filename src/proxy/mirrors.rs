@@ -242,7 +242,9 @@ impl<O: Outcome> MirrorGroup<O> {
         let mut bytes_max = 0;
         for Slot { index, mirror, .. } in slots.iter() {
             let settings = &mirror.metrics.settings;
-            exposures[*index] = Exposure::new(settings.exposure()).unwrap_or(Exposure::NONE);
+            if !mirror.retired.get() {
+                exposures[*index] = Exposure::new(settings.exposure()).unwrap_or(Exposure::NONE);
+            }
             let (units, bytes) = settings.queue_bounds();
             let bounds = Bounds {
                 units: units as usize,
@@ -251,7 +253,7 @@ impl<O: Outcome> MirrorGroup<O> {
             bytes_max = bytes_max.max(bounds.bytes);
             let mut dispatcher = mirror.dispatcher.borrow_mut();
             dispatcher.set_bounds(bounds);
-            dispatcher.set_paused(settings.paused());
+            dispatcher.set_paused(settings.paused() || mirror.retired.get());
             drop(dispatcher);
             mirror.work.wake_all();
         }

@@ -5,9 +5,11 @@
 
 pub mod backoff;
 pub mod context;
+mod dial;
 pub mod mirrors;
 pub mod postgres;
 pub mod redis;
 pub mod services;
+pub mod tls;
 
 pub use context::Context;

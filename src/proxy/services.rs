@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::mirrors::{Mirror, MirrorGroup};
+use super::tls::{self, TlsStore};
 use super::{Context, postgres, redis};
 use crate::config::{Config, Protocol};
 use crate::metrics;
@@ -20,6 +21,8 @@ pub struct Shared {
     pub cancels: postgres::CancelRegistry,
     /// The admin's statements on their way to the control thread.
     pub admin: postgres::AdminDoor,
+    /// Looked at once per connection.
+    pub tls: Arc<TlsStore>,
 }
 
 /// The sources of one core.
@@ -65,16 +68,31 @@ impl Services {
         counters.listener(protocol).accepted.add(1);
         counters.listener(protocol).active.add(1);
         let open = Open { counters, protocol };
+        let tls = match &listener.tls {
+            None => None,
+            Some(tls) => match self.context.tls.server(tls, listener.protocol) {
+                Some(server) => Some(server),
+                // A reload is taking place and the old files have gone: never without TLS.
+                None => return,
+            },
+        };
         let (context, services) = (self.context.clone(), self.clone());
         match listener.protocol {
             Protocol::Postgres => self.context.queues.spawn(Queue::Serve, async move {
-                postgres::serve(context, services, socket, database).await;
+                postgres::serve(context, services, socket, database, tls).await;
                 drop(open);
             }),
             Protocol::Redis => {
                 let source = database.and_then(|index| self.redis.borrow().get(&index).cloned());
                 if let Some(source) = source {
                     self.context.queues.spawn(Queue::Serve, async move {
+                        if let Some(tls) = tls
+                            && let Err(error) = tls::accept(&context, &socket, &tls).await
+                        {
+                            open.counters.listener(open.protocol).refused.add(1);
+                            tracing::debug!(%error, peer = ?socket.peer(), "no session: no TLS");
+                            return;
+                        }
                         redis::serve(context, source, socket).await;
                         drop(open);
                     });
@@ -102,7 +120,7 @@ impl Services {
             (&self.postgres_mirrors, groups),
             postgres::start_workers,
             |index, mirrors, metrics| {
-                let database = config.databases[index].clone();
+                let database = Arc::new(config.databases[index].clone());
                 Rc::new(postgres::Source {
                     database,
                     mirrors,

@@ -17,7 +17,8 @@ pub struct Chunk(Inner);
 #[derive(Clone)]
 enum Inner {
     Slab(Piece),
-    Heap(Bytes),
+    /// With the length of the whole allocation, which a cut keeps alive.
+    Heap(Bytes, usize),
 }
 
 /// Holds one reference to its slab.
@@ -46,7 +47,7 @@ impl Chunk {
     pub fn slice(&self, range: Range<usize>) -> Chunk {
         assert!(range.start <= range.end && range.end <= self.len());
         match &self.0 {
-            Inner::Heap(bytes) => Chunk(Inner::Heap(bytes.slice(range))),
+            Inner::Heap(bytes, whole) => Chunk(Inner::Heap(bytes.slice(range), *whole)),
             Inner::Slab(piece) => {
                 let mut piece = piece.clone();
                 piece.start += range.start as u32;
@@ -56,11 +57,12 @@ impl Chunk {
         }
     }
 
-    /// Memory that this chunk keeps from being used again, in bytes: a whole slab, or its own length on the heap.
+    /// Memory that this chunk keeps from being used again, in bytes: a whole slab, or the whole of what was
+    /// allocated on the heap.
     pub fn pinned_bytes(&self) -> usize {
         match &self.0 {
             Inner::Slab(piece) => piece.slabs.size(),
-            Inner::Heap(bytes) => bytes.len(),
+            Inner::Heap(_, whole) => *whole,
         }
     }
 
@@ -75,7 +77,8 @@ impl Chunk {
 
 impl From<Vec<u8>> for Chunk {
     fn from(bytes: Vec<u8>) -> Chunk {
-        Chunk(Inner::Heap(Bytes::from(bytes)))
+        let whole = bytes.len();
+        Chunk(Inner::Heap(Bytes::from(bytes), whole))
     }
 }
 
@@ -85,7 +88,7 @@ impl Deref for Chunk {
     fn deref(&self) -> &[u8] {
         match &self.0 {
             Inner::Slab(piece) => piece,
-            Inner::Heap(bytes) => bytes,
+            Inner::Heap(bytes, _) => bytes,
         }
     }
 }

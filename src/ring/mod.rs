@@ -2,7 +2,8 @@
 //! tasks on that core's executor.
 //!
 //! It owns the submission and completion queues, the slabs that the kernel receives into, and every
-//! socket of the core. All `unsafe` code of the crate lives here. It knows no protocol.
+//! socket of the core. All `unsafe` code of the crate lives here. It knows no protocol but TLS, as a layer that a socket
+//! may have.
 //!
 //! The plan: multishot accept and receive fill slabs that the kernel picks from a provided-buffer ring; a
 //! [`Chunk`] is a refcounted piece of a slab, so forwarding copies nothing in user space. Writes of one turn
@@ -20,6 +21,7 @@ mod doorbell;
 mod driver;
 mod listener;
 mod out;
+mod secure;
 mod slabs;
 mod socket;
 mod task;
@@ -30,6 +32,7 @@ pub use core::{Ring, RingOptions, RingStats};
 pub use doorbell::{Doorbell, Ringer};
 pub use driver::drive;
 pub use listener::Listener;
+pub use secure::Secured;
 pub use socket::{Address, Socket, WeakSocket};
 pub use task::{Notify, Queue, Queues, WaitQueue, Waiting};
 pub use timer::{Elapsed, Sleep};

@@ -1,5 +1,6 @@
 //! A connected stream socket, TCP or unix.
 
+use std::cell::{OnceCell, RefCell};
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
@@ -7,7 +8,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::{Rc, Weak};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use io_uring::{opcode, types};
@@ -16,6 +17,7 @@ use socket2::{Domain, SockAddr, SockRef, TcpKeepalive, Type};
 use super::chunk::Chunk;
 use super::core::{Connecting, End, Key, Op, Ring, State};
 use super::out::BY_REFERENCE_BYTES;
+use super::secure::Secure;
 
 /// Where to connect to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -38,11 +40,13 @@ impl fmt::Display for Address {
 /// A connection. Clones share it; when the last clone goes, what was written still leaves (for at most
 /// [`crate::limits::LINGER`]) and the connection closes.
 #[derive(Clone)]
-pub struct Socket(Rc<Handle>);
+pub struct Socket(pub(super) Rc<Handle>);
 
-struct Handle {
+pub(super) struct Handle {
     ring: Ring,
     key: Key,
+    /// TLS over this connection; a plain one pays one look at this.
+    pub(super) tls: OnceCell<Box<RefCell<Secure>>>,
 }
 
 /// Idle connections are probed after this time, so that a peer that vanished is noticed.
@@ -117,59 +121,49 @@ impl Socket {
         Socket(Rc::new(Handle {
             ring: ring.clone(),
             key,
+            tls: OnceCell::new(),
         }))
     }
 
     /// The next received bytes; `None` at the peer's end of stream.
     ///
     /// # Errors
-    /// When the connection broke (reset, keepalive timeout).
+    /// When the connection broke (reset, keepalive timeout; under TLS also a stream that was cut or tampered with).
     pub async fn recv(&self) -> io::Result<Option<Chunk>> {
-        poll_fn(|cx| {
-            let mut state = self.state();
-            let slot = state.slot(self.0.key);
-            if let Some(chunk) = slot.received.pop_front() {
-                slot.received_bytes -= chunk.len();
-                state.arm_receive(self.0.key);
-                return Poll::Ready(Ok(Some(chunk)));
-            }
-            match slot.end {
-                Some(End::Eof) => Poll::Ready(Ok(None)),
-                Some(End::Error(error)) => Poll::Ready(Err(io::Error::from_raw_os_error(error))),
-                None => {
-                    slot.reader = Some(cx.waker().clone());
-                    Poll::Pending
-                }
-            }
+        poll_fn(|cx| match self.0.tls.get() {
+            None => self.0.poll_receive(cx),
+            Some(tls) => tls.borrow_mut().poll_receive(&self.0, cx),
         })
         .await
     }
 
     /// Puts back bytes that were taken too early; the next [`Socket::recv`] returns them.
     pub fn unrecv(&self, chunk: Chunk) {
-        if !chunk.is_empty() {
-            let mut state = self.state();
-            let slot = state.slot(self.0.key);
-            slot.received_bytes += chunk.len();
-            slot.received.push_front(chunk);
+        if chunk.is_empty() {
+            return;
         }
+        if let Some(tls) = self.0.tls.get() {
+            return tls.borrow_mut().put_back(chunk);
+        }
+        let mut state = self.state();
+        let slot = state.slot(self.0.key);
+        slot.received_bytes += chunk.len();
+        slot.received.push_front(chunk);
     }
 
     /// Queues a copy of `bytes`; they leave at the end of this turn. After a send error they are discarded:
     /// the reader learns of the loss.
     pub fn write(&self, bytes: &[u8]) {
-        let mut state = self.state();
-        let State { slots, spare, .. } = &mut *state;
-        let slot = &mut slots[self.0.key.slot as usize];
-        if slot.send_error.is_none() {
-            slot.out.copy(bytes, spare);
-            state.mark_dirty(self.0.key);
+        match self.0.tls.get() {
+            None => self.0.write(bytes),
+            Some(tls) => tls.borrow_mut().write(&self.0, bytes),
         }
     }
 
     /// Queues received bytes, by reference where that is cheaper than a copy.
     pub fn send(&self, chunk: Chunk) {
-        if chunk.len() < BY_REFERENCE_BYTES || self.0.ring.slabs_scarce() {
+        let small = chunk.len() < BY_REFERENCE_BYTES;
+        if small || self.0.tls.get().is_some() || self.0.ring.slabs_scarce() {
             return self.write(&chunk);
         }
         let mut state = self.state();
@@ -182,7 +176,7 @@ impl Socket {
 
     /// Bytes queued here that the kernel has not taken.
     pub fn queued(&self) -> usize {
-        self.state().slot(self.0.key).out.len()
+        self.0.queued()
     }
 
     /// Waits until at most `level` bytes are queued.
@@ -207,6 +201,9 @@ impl Socket {
 
     /// Ends our direction after what is queued has left; receiving goes on.
     pub fn shutdown_write(&self) {
+        if let Some(tls) = self.0.tls.get() {
+            tls.borrow_mut().close(&self.0);
+        }
         let mut state = self.state();
         let slot = state.slot(self.0.key);
         if slot.out.len() > 0 {
@@ -218,6 +215,9 @@ impl Socket {
 
     /// Ends receiving from here: what arrived is still read, then the reader sees the end of the stream.
     pub fn stop_receiving(&self) {
+        if let Some(tls) = self.0.tls.get() {
+            tls.borrow_mut().stop();
+        }
         self.state().stop_receiving(self.0.key);
     }
 
@@ -228,6 +228,9 @@ impl Socket {
 
     /// Makes the close that follows a reset instead of an orderly end.
     pub fn reset_on_close(&self) {
+        if let Some(tls) = self.0.tls.get() {
+            tls.borrow_mut().abandon();
+        }
         let mut state = self.state();
         let slot = state.slot(self.0.key);
         if let Some(fd) = &slot.fd {
@@ -235,11 +238,12 @@ impl Socket {
         }
     }
 
-    /// Whether the peer has ended or lost the connection and all received bytes were taken.
+    /// Whether the peer has ended or the connection is lost; received bytes may still wait for their reader.
     pub fn is_ended(&self) -> bool {
-        let mut state = self.state();
-        let slot = state.slot(self.0.key);
-        slot.received.is_empty() && slot.end.is_some()
+        match self.0.tls.get() {
+            None => self.0.is_ended(),
+            Some(tls) => tls.borrow_mut().is_ended(&self.0),
+        }
     }
 
     /// The peer's address, where it has one.
@@ -251,6 +255,54 @@ impl Socket {
 
     fn state(&self) -> std::cell::RefMut<'_, State> {
         self.0.ring.core.state.borrow_mut()
+    }
+}
+
+/// The connection's own bytes, below TLS where there is some.
+impl Handle {
+    pub(super) fn poll_receive(&self, cx: &Context<'_>) -> Poll<io::Result<Option<Chunk>>> {
+        if let Some(chunk) = self.take_received() {
+            return Poll::Ready(Ok(Some(chunk)));
+        }
+        let mut state = self.ring.core.state.borrow_mut();
+        let slot = state.slot(self.key);
+        match slot.end {
+            Some(End::Eof) => Poll::Ready(Ok(None)),
+            Some(End::Error(error)) => Poll::Ready(Err(io::Error::from_raw_os_error(error))),
+            None => {
+                slot.reader = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    pub(super) fn take_received(&self) -> Option<Chunk> {
+        let mut state = self.ring.core.state.borrow_mut();
+        let slot = state.slot(self.key);
+        let chunk = slot.received.pop_front()?;
+        slot.received_bytes -= chunk.len();
+        state.arm_receive(self.key);
+        Some(chunk)
+    }
+
+    pub(super) fn write(&self, bytes: &[u8]) {
+        let mut state = self.ring.core.state.borrow_mut();
+        let State { slots, spare, .. } = &mut *state;
+        let slot = &mut slots[self.key.slot as usize];
+        if slot.send_error.is_none() {
+            slot.out.copy(bytes, spare);
+            state.mark_dirty(self.key);
+        }
+    }
+
+    /// Bytes that the kernel has not taken.
+    pub(super) fn queued(&self) -> usize {
+        let mut state = self.ring.core.state.borrow_mut();
+        state.slot(self.key).out.len()
+    }
+
+    pub(super) fn is_ended(&self) -> bool {
+        self.ring.core.state.borrow_mut().slot(self.key).end.is_some()
     }
 }
 
@@ -267,6 +319,9 @@ impl WeakSocket {
 
 impl Drop for Handle {
     fn drop(&mut self) {
+        if let Some(tls) = self.tls.take() {
+            tls.borrow_mut().close(self);
+        }
         let now_ns = self.ring.now_ns();
         self.ring.core.state.borrow_mut().close(self.key, now_ns);
     }

@@ -147,6 +147,7 @@ async fn run(
         queues.clone(),
         registry,
         config.clone(),
+        shared.tls.clone(),
         events,
     ));
     let ended = Rc::new(Notify::default());

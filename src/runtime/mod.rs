@@ -22,6 +22,7 @@ use crate::control::admin_sql::Answer;
 use crate::metrics::Registry;
 use crate::proxy::context::{Event, SessionInfo};
 use crate::proxy::services::Shared;
+use crate::proxy::tls::{Material, TlsError, TlsStore};
 use crate::ring::Ringer;
 
 pub use probes::raise_descriptor_limit;
@@ -46,6 +47,9 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// A certificate or key is not what it should be.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A core's thread did not come up.
     #[error("core {cpu} did not start: {problem}")]
     Core {
@@ -102,6 +106,8 @@ pub struct Cores {
     pub addresses: Vec<String>,
     /// What the cores share.
     pub shared: Arc<Shared>,
+    /// Certificates and keys in force on all cores.
+    pub tls: Arc<TlsStore>,
 }
 
 /// The sending half of one core.
@@ -129,7 +135,11 @@ pub fn start(config: &Arc<Config>, registry: &Arc<Registry>) -> Result<Cores, St
     probes::check()?;
     let bound = listeners::bind(config, &cpus)?;
     let (tell, events) = crossbeam_channel::bounded(EVENTS_MAX);
-    let shared = Arc::new(Shared::default());
+    let tls = Arc::new(TlsStore::new(Material::load(config)?));
+    let shared = Arc::new(Shared {
+        tls: tls.clone(),
+        ..Shared::default()
+    });
     operator::publish_settings(registry, config, config);
     let mut handles = Vec::with_capacity(cpus.len());
     for ((index, cpu), sockets) in cpus.iter().enumerate().zip(bound.per_core) {
@@ -151,6 +161,7 @@ pub fn start(config: &Arc<Config>, registry: &Arc<Registry>) -> Result<Cores, St
                     tell,
                     addresses: Vec::new(),
                     shared,
+                    tls,
                 }
                 .stop();
                 return Err(error);
@@ -163,6 +174,7 @@ pub fn start(config: &Arc<Config>, registry: &Arc<Registry>) -> Result<Cores, St
         tell,
         addresses: bound.addresses,
         shared,
+        tls,
     })
 }
 

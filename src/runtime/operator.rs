@@ -12,6 +12,7 @@ use super::{CoreMessage, CoreSender};
 use crate::config::{self, Config, DualWrite, Mirroring, RedisMode};
 use crate::control::{CommandError, Commands};
 use crate::metrics::{MirrorSettings, Registry};
+use crate::proxy::tls::{Material, TlsStore};
 
 /// How long a command waits for the cores to take something over: they look up at every turn of their rings.
 const CORES_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -32,6 +33,7 @@ pub(super) struct Operator {
     registry: Arc<Registry>,
     cores: Vec<CoreSender>,
     addresses: Vec<String>,
+    tls: Arc<TlsStore>,
     requests: UnboundedSender<Request>,
     /// One change at a time.
     changing: Mutex<()>,
@@ -44,6 +46,7 @@ impl Operator {
         registry: Arc<Registry>,
         cores: Vec<CoreSender>,
         addresses: Vec<String>,
+        tls: Arc<TlsStore>,
         requests: UnboundedSender<Request>,
     ) -> Operator {
         Operator {
@@ -52,6 +55,7 @@ impl Operator {
             registry,
             cores,
             addresses,
+            tls,
             requests,
             changing: Mutex::new(()),
         }
@@ -325,7 +329,12 @@ impl Commands for Operator {
         let old = self.config.load_full();
         let changes = config::diff(&old, &new);
         // What needs a restart stays as it is; the rest is taken over whole.
-        self.put_in_force(config::apply(&old, new))?;
+        let merged = config::apply(&old, new);
+        // Read anew even if the paths are the same: a certificate that was renewed is what most reloads are for.
+        let material =
+            Material::load(&merged).map_err(|error| CommandError::Invalid(error.to_string()))?;
+        self.put_in_force(merged)?;
+        self.tls.replace(material);
         Ok(changes.to_json())
     }
 

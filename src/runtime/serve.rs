@@ -83,6 +83,7 @@ pub fn run(config: Config, files: ConfigFiles) -> Result<(), ServeError> {
         registry.clone(),
         cores.senders(),
         cores.addresses.clone(),
+        cores.tls.clone(),
         requests,
     ));
     let state = Arc::new(ControlState::new(

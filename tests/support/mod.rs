@@ -8,6 +8,7 @@ pub mod pg_pair;
 pub mod proxy;
 pub mod redis_corpus;
 pub mod resp;
+pub mod tls;
 
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};

@@ -9,6 +9,7 @@ pub mod digest;
 pub mod framer;
 pub mod lexer;
 pub mod login;
+pub mod mechanisms;
 pub mod replay;
 pub mod session;
 pub mod sql;

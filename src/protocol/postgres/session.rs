@@ -8,6 +8,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use xxhash_rust::xxh3::Xxh3;
+
 use super::lexer::{Lexer, Token};
 use super::startup::StartupMessage;
 
@@ -288,6 +290,25 @@ impl SessionState {
         };
     }
 
+    /// A number that is the same for sessions in which an unqualified name means the same: those with the same
+    /// search_path and role.
+    pub fn scope(&self) -> u128 {
+        let mut hash = Xxh3::new();
+        for name in [&b"search_path"[..], b"role", b"session_authorization"] {
+            match self.values.settings.get(name) {
+                Some(Setting::Value(text) | Setting::Statement(text)) => {
+                    hash.update(name);
+                    hash.update(text);
+                }
+                None => hash.update(b"\0"),
+            }
+        }
+        if let Some(reported) = self.values.reported.get("search_path") {
+            hash.update(reported);
+        }
+        hash.digest128()
+    }
+
     /// Statements that bring a connection that is as `have` to this state, to be run one by one outside a transaction. In the
     /// client's encoding. Empty if nothing is missing.
     pub fn diff(&self, have: &Self) -> Vec<Vec<u8>> {
@@ -529,6 +550,28 @@ mod tests {
             .into_iter()
             .map(|sql| String::from_utf8(sql).unwrap())
             .collect()
+    }
+
+    #[test]
+    fn the_scope_is_that_of_search_path_and_role() {
+        let after = |sql: &[u8]| {
+            let mut state = SessionState::default();
+            state.observe(sql);
+            state.settle(true);
+            state.scope()
+        };
+        assert_eq!(
+            after(b"SET work_mem = '1MB'"),
+            SessionState::default().scope()
+        );
+        let scopes = [
+            &b"SET search_path = a"[..],
+            b"SET search_path = b",
+            b"SET ROLE a",
+        ]
+        .map(after);
+        assert!(scopes[0] != scopes[1] && scopes[1] != scopes[2]);
+        assert!(!scopes.contains(&SessionState::default().scope()));
     }
 
     #[test]

@@ -213,9 +213,17 @@ impl ClientStatements {
 #[derive(Debug, Default)]
 pub struct ConnStatements {
     have: VecDeque<StatementId>,
+    /// What the names in a text stand for now.
+    scope: u128,
 }
 
 impl ConnStatements {
+    /// The next unit runs under this [`scope`](super::session::SessionState::scope). A statement that was prepared under
+    /// another one is another statement, although its text is the same: its tables may be others.
+    pub fn set_scope(&mut self, scope: u128) {
+        self.scope = scope;
+    }
+
     /// The statement is certainly there.
     pub fn has(&self, id: StatementId) -> bool {
         self.have.contains(&id)
@@ -332,7 +340,7 @@ impl Writer<'_> {
                 let Some((name, content)) = split_cstr(body) else {
                     return false;
                 };
-                let id = xxh3_128(content);
+                let id = xxh3_128(content) ^ self.conn.scope;
                 self.own.insert(name.to_vec(), Some(id));
                 if name.is_empty() {
                     return false;
@@ -380,11 +388,12 @@ impl Writer<'_> {
                     self.unknown = true;
                     return false;
                 };
-                if !self.conn.has(statement.id) && !self.prepared.contains(&statement.id) {
-                    push_prepare(&mut self.first, statement.id, &statement.content);
-                    self.note_prepared(statement.id);
+                let id = statement.id ^ self.conn.scope;
+                if !self.conn.has(id) && !self.prepared.contains(&id) {
+                    push_prepare(&mut self.first, id, &statement.content);
+                    self.note_prepared(id);
                 }
-                statement.id
+                id
             }
         };
         self.note_used(id);

@@ -2,10 +2,11 @@
 //!
 //! [`framer`] finds where commands and replies end, [`Request`] and [`Reply`] read complete ones in place,
 //! [`command`] knows every command, [`tracker`] pairs replies with requests and finds units, [`mod@compare`]
-//! decides whether two replies mean the same. Nothing here copies payload, recurses, or trusts a length.
+//! decides whether two replies mean the same, [`mod@effects`] what a secondary gets. Nothing here copies payload, recurses, or trusts a length.
 
 pub mod command;
 pub mod compare;
+pub mod effects;
 pub mod framer;
 pub mod reply;
 pub mod request;

@@ -4,20 +4,20 @@
 //! by all of them. It is locked at login, at the end of a session and for a cancel: never for a query.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::config::Endpoint;
+use crate::config::Database;
 
 type Key = (u32, Box<[u8]>);
 
 /// Cancel keys of the sessions that are open.
 #[derive(Debug, Default)]
-pub struct CancelRegistry(Mutex<HashMap<Key, Endpoint>>);
+pub struct CancelRegistry(Mutex<HashMap<Key, Arc<Database>>>);
 
 impl CancelRegistry {
-    /// Notes that the server at `endpoint` issued this key.
-    pub fn insert(&self, pid: u32, key: &[u8], endpoint: &Endpoint) {
-        self.lock().insert((pid, key.into()), endpoint.clone());
+    /// Notes that the server of `database` issued this key.
+    pub fn insert(&self, pid: u32, key: &[u8], database: &Arc<Database>) {
+        self.lock().insert((pid, key.into()), database.clone());
     }
 
     /// The session has ended.
@@ -26,11 +26,11 @@ impl CancelRegistry {
     }
 
     /// The server that issued this key.
-    pub fn find(&self, pid: u32, key: &[u8]) -> Option<Endpoint> {
+    pub fn find(&self, pid: u32, key: &[u8]) -> Option<Arc<Database>> {
         self.lock().get(&(pid, key.into())).cloned()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Endpoint>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Database>>> {
         // A panic elsewhere leaves a map that is still a map.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

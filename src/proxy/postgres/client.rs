@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::admin;
 use super::assembler::{Assembler, Surroundings, engine_class};
 use super::carried::Carried;
+use super::channel_binding;
 use super::handshake::{self, Hello, Refusal};
 use super::outcome::{Identity, PostgresOutcome};
 use super::{SharedSource, Source};
@@ -24,6 +25,7 @@ use crate::proxy::Context;
 use crate::proxy::context::{self, SessionInfo};
 use crate::proxy::mirrors::MirrorGroup;
 use crate::proxy::services::{Services, Shared};
+use crate::proxy::tls::ServerTls;
 use crate::ring::{Chunk, Queue, Socket, WeakSocket};
 
 /// Serves one accepted connection to its end.
@@ -32,9 +34,11 @@ pub async fn serve(
     services: Rc<Services>,
     client: Socket,
     database: Option<usize>,
+    tls: Option<Arc<ServerTls>>,
 ) {
     let listener = context.metrics.listener(metrics::Protocol::Postgres);
-    let hello = match handshake::receive(&context, &services.shared, &client).await {
+    let hello = match handshake::receive(&context, &services.shared, &client, tls.as_deref()).await
+    {
         Ok(hello) => hello,
         Err(Refusal::CancelDone) => return,
         Err(refusal) => {
@@ -53,7 +57,7 @@ pub async fn serve(
         listener.refused.add(1);
         return;
     };
-    let primary = match context.connect(&source.database.endpoint).await {
+    let primary = match context.connect(&source.database).await {
         Ok(primary) => primary,
         Err(error) => {
             tracing::warn!(database = source.database.name, %error, "the primary cannot be reached");
@@ -66,7 +70,17 @@ pub async fn serve(
             return;
         }
     };
-    primary.write(&startup_packet(&hello, &source));
+    let packet = startup_packet(&hello, &source);
+    primary.write(&packet);
+    let begun =
+        channel_binding::settle(&context, &source, &client, primary, &packet, tls.as_deref());
+    let primary = match begun.await {
+        Ok(primary) => primary,
+        Err(error) => {
+            tracing::warn!(database = source.database.name, %error, "the primary left at a login");
+            return;
+        }
+    };
     let session = PgSession::start(
         &context,
         &services.shared,
@@ -280,9 +294,7 @@ impl PgSession {
             .borrow_mut()
             .server(chunk, &mut |event| match event {
                 ServerEvent::BackendKey { pid, key } => {
-                    self.shared
-                        .cancels
-                        .insert(pid, key, &self.source.database.endpoint);
+                    self.shared.cancels.insert(pid, key, &self.source.database);
                     *self.cancel_key.borrow_mut() = Some((pid, key.into()));
                 }
                 ServerEvent::ParameterStatus { name, value } if self.mirrored => {

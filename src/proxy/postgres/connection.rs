@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_lite::future::or;
 
 use super::outcome::PostgresOutcome;
-use crate::config::Pace;
+use crate::config::{Database, Pace};
 use crate::limits::SOCKET_SEND_BYTES;
 use crate::mirror::pace::{self, Start, UnitPacer};
 use crate::mirror::payload::Part;
@@ -74,7 +74,8 @@ pub(super) struct Connection {
     session_errors: Vec<Sqlstate>,
     statements: ConnStatements,
     cancel: Option<CancelRequest>,
-    endpoint: crate::config::Endpoint,
+    /// For cancel requests.
+    database: Box<Database>,
     /// A byte of the unit under way has left.
     pub dirty: bool,
 }
@@ -83,12 +84,12 @@ impl Connection {
     /// Connects and logs in; `name` is the database there.
     pub async fn open(
         context: &Context,
-        database: &crate::config::Database,
+        database: &Database,
         name: &str,
         user: &str,
         password: Option<&crate::config::Secret>,
     ) -> Result<Connection, Broken> {
-        let socket = context.connect(&database.endpoint).await?;
+        let socket = context.connect(database).await?;
         let mut login = Login::new(LoginParams {
             user: user.as_bytes().to_vec(),
             database: name.as_bytes().to_vec(),
@@ -120,7 +121,7 @@ impl Connection {
                 pid: key.pid,
                 key: key.key,
             }),
-            endpoint: database.endpoint.clone(),
+            database: Box::new(database.clone()),
             dirty: false,
         })
     }
@@ -273,6 +274,7 @@ impl Connection {
         if unit.outcome.named {
             let mut bytes = Vec::new();
             unit.payload.copy_into(&mut bytes);
+            self.statements.set_scope(unit.outcome.before.scope());
             let rewritten = rewrite_unit(&bytes, &unit.outcome.names, &self.statements)?;
             let mut failed = false;
             if !rewritten.prepare_first.is_empty() {
@@ -461,7 +463,7 @@ impl Connection {
     /// Asks the mirror to cancel what it runs.
     async fn cancel(&self, context: &Context) {
         let Some(cancel) = &self.cancel else { return };
-        if let Ok(socket) = context.connect(&self.endpoint).await {
+        if let Ok(socket) = context.connect(&self.database).await {
             socket.write(&cancel.encode());
             let closed = async { while let Ok(Some(_)) = socket.recv().await {} };
             let _ = context.ring.timeout(CANCEL_GRACE, closed).await;

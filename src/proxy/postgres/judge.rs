@@ -1,4 +1,22 @@
 //! Holds a mirror's results against the primary's.
+//!
+//! **What is flagged.** `compare = "status"` looks at the command tag or the SQLSTATE of every statement. A command tag
+//! holds the number of rows that an INSERT, UPDATE, DELETE, COPY or SELECT touched, so a statement that hits another
+//! number of rows is a difference; what is *in* the rows is not looked at. Results that only one server can give (the
+//! time, random numbers, sequence values) are therefore never differences under `status`.
+//!
+//! `compare = "rows"` also looks at column names and types and at a digest of the rows. It flags as `data_mismatch`,
+//! rightly but uselessly, a statement whose result is volatile: `now()`, `clock_timestamp()` and columns that they were
+//! stored in; `random()`, `gen_random_uuid()`; `nextval()`, serial and identity values in RETURNING (they differ as soon
+//! as one insert was sampled away, dropped, rolled back or raced); `txid_current()`, `xmin`, `ctid`; `pg_backend_pid()`,
+//! `inet_server_port()`, `current_user` where the mirror has a login of its own; `version()`; EXPLAIN; statistics views;
+//! floating-point sums over unordered rows; OIDs of user types and tables. Rows that come in another order are only a
+//! difference if a statement of the unit has an ORDER BY; an ORDER BY with ties may still flag what both do right.
+//! Below exposure 1.0 the mirror's data lags behind, so reads of rows that were written in transactions it did not see
+//! differ too: compare rows of written data at exposure 1.0, or with `level = "reads"` against a snapshot that does not change.
+//!
+//! Not compared, and counted so: units that were cancelled on the primary (how far each server came is chance) and units
+//! that timed out on the mirror.
 
 use super::outcome::PostgresOutcome;
 use crate::config::Compare;

@@ -19,6 +19,7 @@ use crate::mirror::ledger::Fate;
 use crate::mirror::pace::{self, SessionPacer, Start};
 use crate::mirror::pool::{Checkin, Checkout, PoolMode, PoolState};
 use crate::mirror::unit::{ClientId, Unit};
+use crate::protocol::postgres::sql;
 use crate::proxy::Context;
 use crate::proxy::context::{DivergenceReport, Event};
 use crate::proxy::mirrors::Mirror;
@@ -330,10 +331,7 @@ impl Pool {
                 .tell(Event::Divergence(Box::new(DivergenceReport {
                     source: self.mirror.source.clone(),
                     mirror: self.mirror.destination.name.clone(),
-                    command: crate::protocol::postgres::sql::fingerprint(
-                        unit.outcome.text.as_bytes(),
-                    )
-                    .1,
+                    command: sql::fingerprint(unit.outcome.text.as_bytes()).1,
                     key: format!("statement {}", found.statement + 1).into_bytes(),
                     kind,
                     primary: found.primary.into_bytes(),

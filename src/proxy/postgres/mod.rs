@@ -4,6 +4,7 @@ mod admin;
 mod assembler;
 mod cancel;
 mod carried;
+mod channel_binding;
 mod client;
 mod connection;
 mod handshake;
@@ -27,7 +28,7 @@ pub use outcome::{Identity, PostgresOutcome};
 /// A database that clients connect to, with its mirrors, on one core.
 pub struct Source {
     /// Where it is.
-    pub database: Database,
+    pub database: Arc<Database>,
     /// Its mirrors, shared with the entry that replaces this one at a reload.
     pub mirrors: Rc<MirrorGroup<PostgresOutcome>>,
     /// Its counters.

@@ -24,7 +24,7 @@ use crate::ring::{Chunk, Queue, Socket, WeakSocket};
 
 /// Serves one accepted connection to its end.
 pub async fn serve(context: Rc<Context>, source: SharedSource, client: Socket) {
-    let primary = match context.connect(&source.database.endpoint).await {
+    let primary = match context.connect(&source.database).await {
         Ok(primary) => primary,
         Err(error) => {
             // A direct client would find the port closed.

@@ -1,0 +1,216 @@
+//! Streams: IDs, groups and claims as the primary decided them.
+
+use super::{Expected, Replay, Rewrite};
+use crate::protocol::resp::reply::Reply;
+use crate::protocol::resp::request::Request;
+
+/// XADD: the ID that the primary chose instead of `*` or `ms-*`.
+pub(super) fn added(request: &Request<'_>, reply: Reply<'_>, out: &mut Rewrite) -> Replay {
+    let Some(id) = reply.text() else {
+        // NOMKSTREAM on a stream that is not there.
+        return Replay::Nothing;
+    };
+    let Some(at) = id_position(request) else {
+        return Replay::Verbatim;
+    };
+    if request.arg(at) == Some(id) {
+        return Replay::Verbatim;
+    }
+    let args = request
+        .args()
+        .enumerate()
+        .map(|(index, arg)| if index == at { id } else { arg });
+    out.push(Expected::Same, args);
+    Replay::Rewritten
+}
+
+/// XADD key [NOMKSTREAM] [MAXLEN|MINLEN [=|~] threshold [LIMIT count]] [KEEPREF|DELREF|ACKED] id field value …
+fn id_position(request: &Request<'_>) -> Option<usize> {
+    let mut at = 2;
+    while at < request.len() {
+        let is = |word: &[u8]| request.arg_is(at, word);
+        if is(b"NOMKSTREAM") || is(b"KEEPREF") || is(b"DELREF") || is(b"ACKED") {
+            at += 1;
+        } else if is(b"MAXLEN") || is(b"MINID") {
+            let sign = request.arg_is(at + 1, b"=") || request.arg_is(at + 1, b"~");
+            at += if sign { 3 } else { 2 };
+        } else if is(b"LIMIT") || is(b"IDMP") {
+            at += if is(b"LIMIT") { 2 } else { 3 };
+        } else if is(b"IDMPAUTO") {
+            at += 2;
+        } else {
+            return Some(at);
+        }
+    }
+    None
+}
+
+/// XREADGROUP: for each stream that gave entries the same read without waiting, for exactly as many entries. On equal
+/// data the group hands out the same ones, and its cursor, its counters and the pending list end up the same.
+pub(super) fn group_read(request: &Request<'_>, reply: Reply<'_>, out: &mut Rewrite) -> Replay {
+    if reply.is_nil() {
+        return Replay::Nothing;
+    }
+    let Some(call) = GroupRead::of(request) else {
+        return Replay::Verbatim;
+    };
+    let before = out.expected.len();
+    for (stream, entries) in streams_of(reply) {
+        let count = entries.elements().count();
+        let Some(id) = call.id_of(request, stream) else {
+            continue;
+        };
+        if count == 0 {
+            continue;
+        }
+        let count = count.to_string();
+        let mut args: Vec<&[u8]> = vec![b"XREADGROUP", b"GROUP", call.group, call.consumer];
+        args.extend([b"COUNT".as_slice(), count.as_bytes()]);
+        if call.no_ack {
+            args.push(b"NOACK");
+        }
+        args.extend([b"STREAMS".as_slice(), stream, id]);
+        out.push(Expected::Something, args);
+    }
+    if out.expected.len() == before {
+        Replay::Nothing
+    } else {
+        Replay::Rewritten
+    }
+}
+
+/// The streams of a reply with their entries: pairs (RESP2) or a map (RESP3).
+fn streams_of<'a>(reply: Reply<'a>) -> impl Iterator<Item = (&'a [u8], Reply<'a>)> {
+    let mut elements = reply.elements();
+    std::iter::from_fn(move || {
+        let first = elements.next()?;
+        match first.text() {
+            Some(stream) => Some((stream, elements.next()?)),
+            None => {
+                let mut pair = first.elements();
+                Some((pair.next()?.text()?, pair.next()?))
+            }
+        }
+    })
+}
+
+struct GroupRead<'a> {
+    group: &'a [u8],
+    consumer: &'a [u8],
+    no_ack: bool,
+    /// Where the keys begin.
+    streams: usize,
+}
+
+impl<'a> GroupRead<'a> {
+    fn of(request: &'a Request<'_>) -> Option<Self> {
+        let mut call = GroupRead {
+            group: b"",
+            consumer: b"",
+            no_ack: false,
+            streams: 0,
+        };
+        let mut at = 1;
+        while at < request.len() {
+            let is = |word: &[u8]| request.arg_is(at, word);
+            if is(b"GROUP") {
+                (call.group, call.consumer) = (request.arg(at + 1)?, request.arg(at + 2)?);
+                at += 3;
+            } else if is(b"COUNT") || is(b"BLOCK") || is(b"CLAIM") {
+                at += 2;
+            } else if is(b"NOACK") {
+                call.no_ack = true;
+                at += 1;
+            } else if is(b"STREAMS") {
+                call.streams = at + 1;
+                return Some(call);
+            } else {
+                return None;
+            }
+        }
+        None
+    }
+
+    fn id_of(&self, request: &'a Request<'_>, stream: &[u8]) -> Option<&'a [u8]> {
+        let count = request.len().checked_sub(self.streams)? / 2;
+        let at =
+            (self.streams..self.streams + count).find(|at| request.arg(*at) == Some(stream))?;
+        request.arg(at + count)
+    }
+}
+
+/// XCLAIM and XAUTOCLAIM: the IDs that the primary handed over, whatever their idle time is on the secondary.
+pub(super) fn claimed(
+    request: &Request<'_>,
+    reply: Reply<'_>,
+    now_unix_ms: u64,
+    out: &mut Rewrite,
+) -> Replay {
+    let auto = request.arg_is(0, b"XAUTOCLAIM");
+    let (Some(key), Some(group), Some(consumer)) = (request.arg(1), request.arg(2), request.arg(3))
+    else {
+        return Replay::Verbatim;
+    };
+    let (entries, deleted) = if auto {
+        let mut parts = reply.elements().skip(1);
+        (parts.next(), parts.next())
+    } else {
+        (Some(reply), None)
+    };
+    let before = out.expected.len();
+    let ids: Vec<&[u8]> = entries
+        .into_iter()
+        .flat_map(|all| all.elements())
+        .filter_map(entry_id)
+        .collect();
+    if !ids.is_empty() {
+        let just_ids = (5..request.len()).any(|at| request.arg_is(at, b"JUSTID"));
+        let now = now_unix_ms.to_string();
+        let mut args: Vec<&[u8]> = vec![b"XCLAIM", key, group, consumer, b"0"];
+        args.extend(&ids);
+        args.extend([b"TIME".as_slice(), now.as_bytes()]);
+        if !auto {
+            args.extend(claim_options(request));
+        }
+        if just_ids {
+            args.push(b"JUSTID");
+        }
+        out.push(Expected::Something, args);
+    }
+    let gone: Vec<&[u8]> = deleted
+        .into_iter()
+        .flat_map(|all| all.elements())
+        .filter_map(|id| id.text())
+        .collect();
+    if !gone.is_empty() {
+        let args = [b"XACK".as_slice(), key, group].into_iter().chain(gone);
+        out.push(Expected::Anything, args);
+    }
+    if out.expected.len() == before {
+        Replay::Nothing
+    } else {
+        Replay::Rewritten
+    }
+}
+
+/// An entry of XCLAIM's reply: its ID alone (JUSTID), or the ID and the fields.
+fn entry_id<'a>(entry: Reply<'a>) -> Option<&'a [u8]> {
+    entry.text().or_else(|| entry.elements().next()?.text())
+}
+
+/// The options of an XCLAIM that do not speak of the idle time.
+fn claim_options<'a>(request: &'a Request<'_>) -> Vec<&'a [u8]> {
+    let mut kept = Vec::new();
+    let mut at = 5;
+    while let Some(option) = request.arg(at) {
+        let is = |word: &[u8]| option.eq_ignore_ascii_case(word);
+        if is(b"FORCE") {
+            kept.push(option);
+        } else if (is(b"RETRYCOUNT") || is(b"LASTID")) && at + 1 < request.len() {
+            kept.extend([option, request.arg(at + 1).unwrap_or_default()]);
+            at += 1;
+        }
+        at += 1;
+    }
+    kept
+}

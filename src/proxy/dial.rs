@@ -1,0 +1,136 @@
+//! The way to a database: address, connection, TLS.
+
+use std::io;
+use std::net::ToSocketAddrs;
+use std::sync::Arc;
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection};
+
+use super::Context;
+use crate::config::{Database, Endpoint, Protocol, TlsMode};
+use crate::protocol::postgres::startup::encode_ssl_request;
+use crate::ring::{Address, Socket};
+
+/// Why a connection is not encrypted.
+#[derive(Debug, thiserror::Error)]
+enum Unencrypted {
+    #[error("the server does not offer TLS")]
+    NotOffered,
+    /// Somebody in between would have its bytes taken for the server's (CVE-2021-23222).
+    #[error("unencrypted bytes behind the server's answer to an SSLRequest")]
+    Smuggled,
+    #[error("the server answered an SSLRequest with neither S nor N")]
+    NotPostgres,
+    #[error("the server closed")]
+    Closed,
+    #[error("no TLS configuration for this database is in force")]
+    NotSetUp,
+}
+
+impl Context {
+    /// Connects to a database as its `tls` says, within `connect_timeout` for the connection and again for TLS.
+    ///
+    /// # Errors
+    /// Resolution, refusal, timeout; TLS that cannot be had and must be.
+    pub async fn connect(&self, database: &Database) -> io::Result<Socket> {
+        let socket = self.reach(&database.endpoint).await?;
+        if !super::tls::wants_tls(database) {
+            return Ok(socket);
+        }
+        let limit = self.config.borrow().general.connect_timeout;
+        let secured = self.ring.timeout(limit, self.encrypt(&socket, database));
+        match secured.await {
+            Ok(Ok(())) => Ok(socket),
+            Ok(Err(error)) if database.tls == TlsMode::Prefer => {
+                // As libpq: what cannot be had is done without, on a new connection.
+                tracing::debug!(database = database.name, %error, "TLS preferred, and not had");
+                drop(socket);
+                self.reach(&database.endpoint).await
+            }
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+
+    /// Connects without TLS, whatever the database's `tls` says.
+    ///
+    /// # Errors
+    /// Resolution, refusal, timeout.
+    pub async fn reach(&self, endpoint: &Endpoint) -> io::Result<Socket> {
+        let limit = self.config.borrow().general.connect_timeout;
+        let addresses = resolve(endpoint)?;
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+        for address in addresses {
+            match self.ring.timeout(limit, self.ring.connect(&address)).await {
+                Ok(Ok(socket)) => return Ok(socket),
+                Ok(Err(error)) => last = error,
+                Err(_) => last = io::ErrorKind::TimedOut.into(),
+            }
+        }
+        Err(last)
+    }
+
+    async fn encrypt(&self, socket: &Socket, database: &Database) -> io::Result<()> {
+        let Some(config) = self.tls.client(database) else {
+            return Err(io::Error::other(Unencrypted::NotSetUp));
+        };
+        if database.protocol == Protocol::Postgres && !ask(socket, database.tls).await? {
+            return Ok(());
+        }
+        let client = client_connection(config, database, socket)?;
+        socket.secure(client.into()).await.map(drop)
+    }
+}
+
+/// Asks a Postgres server for TLS; false: it has none and need not.
+async fn ask(socket: &Socket, mode: TlsMode) -> io::Result<bool> {
+    socket.write(&encode_ssl_request());
+    let problem = match socket.recv().await? {
+        None => Unencrypted::Closed,
+        Some(answer) => match &answer[..] {
+            b"S" => return Ok(true),
+            b"N" if mode == TlsMode::Prefer => return Ok(false),
+            b"N" => Unencrypted::NotOffered,
+            [b'S' | b'N', ..] => Unencrypted::Smuggled,
+            _ => Unencrypted::NotPostgres,
+        },
+    };
+    Err(io::Error::other(problem))
+}
+
+/// Under the name of the config (SNI), or under the address where that is no name.
+fn client_connection(
+    config: Arc<ClientConfig>,
+    database: &Database,
+    socket: &Socket,
+) -> io::Result<ClientConnection> {
+    let name = match &database.endpoint {
+        Endpoint::Tcp { host, .. } => ServerName::try_from(host.clone()).ok(),
+        Endpoint::Unix(_) => None,
+    };
+    let address = || socket.peer().map(|peer| ServerName::from(peer.ip()));
+    let name = match name {
+        Some(name) => name,
+        // A certificate cannot be for such a name.
+        None if database.tls == TlsMode::VerifyFull => {
+            return Err(io::Error::other(rustls::Error::InvalidCertificate(
+                rustls::CertificateError::NotValidForName,
+            )));
+        }
+        None => address().ok_or(io::ErrorKind::NotConnected)?,
+    };
+    ClientConnection::new(config, name).map_err(io::Error::other)
+}
+
+/// The addresses of an endpoint. An IP address costs nothing; a name asks the system's resolver, which may block
+/// this core: give addresses or names from /etc/hosts where that matters.
+fn resolve(endpoint: &Endpoint) -> io::Result<Vec<Address>> {
+    match endpoint {
+        Endpoint::Unix(path) => Ok(vec![Address::Unix(path.clone())]),
+        Endpoint::Tcp { host, port } => Ok((host.as_str(), *port)
+            .to_socket_addrs()?
+            .map(Address::Tcp)
+            .collect()),
+    }
+}
