@@ -30,7 +30,10 @@ fn user(name: &str, auth: UserAuth) -> PostgresUser {
 #[test]
 fn canary_passwords_show_up_nowhere() {
     let primary = PostgresServer::start(PostgresOptions {
-        users: vec![user("scrammed", UserAuth::Scram), user("plain", UserAuth::Password)],
+        users: vec![
+            user("scrammed", UserAuth::Scram),
+            user("plain", UserAuth::Password),
+        ],
         ..PostgresOptions::default()
     })
     .unwrap();
@@ -63,20 +66,39 @@ fn canary_passwords_show_up_nowhere() {
         candidate.port(),
     );
     std::fs::write(path("p.toml"), text).unwrap();
-    let users = "[[users]]\nname = \"scrammed\"\ndatabase = \"postgres\"\npassword = \"canary-users\"\n";
+    let users =
+        "[[users]]\nname = \"scrammed\"\ndatabase = \"postgres\"\npassword = \"canary-users\"\n";
     std::fs::write(path("users.toml"), users).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_parhelion"));
-    command.arg("run").arg("--config").arg(path("p.toml")).env("PARHELION_LOG", "trace");
+    command
+        .arg("run")
+        .arg("--config")
+        .arg(path("p.toml"))
+        .env("PARHELION_LOG", "trace");
     let mut proxy = ProxyProcess::spawn(command, address, control).unwrap();
 
     let psql = |user: &str, password: &str, sql: &str| {
         let mut command = Command::new(primary.program("psql"));
-        command.args(["-X", "-h", "127.0.0.1", "-p", &address.port().to_string(), "-U", user]);
-        command.args(["-d", "postgres", "-c", sql]).env("PGPASSWORD", password);
+        command.args([
+            "-X",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &address.port().to_string(),
+            "-U",
+            user,
+        ]);
+        command
+            .args(["-d", "postgres", "-c", sql])
+            .env("PGPASSWORD", password);
         run(&mut command, b"", TIMEOUT)
     };
     for name in ["scrammed", "plain"] {
-        assert!(psql(name, &format!("canary-{name}"), "SELECT 1").status.success());
+        assert!(
+            psql(name, &format!("canary-{name}"), "SELECT 1")
+                .status
+                .success()
+        );
         assert!(!psql(name, "canary-wrong", "SELECT 1").status.success());
     }
     // The mirror has no such roles: each of these is a divergence with a record.
@@ -89,8 +111,14 @@ fn canary_passwords_show_up_nowhere() {
         assert!(psql("postgres", "", sql).status.success(), "{sql}");
     }
     for (commands, answer) in [
-        ("AUTH canary-auth\nAUTH default canary-auth\nHELLO 3 AUTH default canary-hello\nPING", "PONG"),
-        ("ACL SETUSER ops on >canary-acl ~* +@all\nAUTH ops canary-acl\nSET k 1", "OK"),
+        (
+            "AUTH canary-auth\nAUTH default canary-auth\nHELLO 3 AUTH default canary-hello\nPING",
+            "PONG",
+        ),
+        (
+            "ACL SETUSER ops on >canary-acl ~* +@all\nAUTH ops canary-acl\nSET k 1",
+            "OK",
+        ),
         ("CONFIG SET masterauth canary-master\nGET k", "1"),
     ] {
         let mut cli = Command::new("redis-cli");
@@ -102,7 +130,11 @@ fn canary_passwords_show_up_nowhere() {
         let text = proxy.get("/api/divergences").ok()?;
         (text.contains("alter role") || text.contains("ALTER ROLE")).then_some(text)
     };
-    assert!(eventually(TIMEOUT, divergences).is_some(), "{:?}", proxy.get("/api/divergences"));
+    assert!(
+        eventually(TIMEOUT, divergences).is_some(),
+        "{:?}",
+        proxy.get("/api/divergences")
+    );
 
     let mut seen = Vec::new();
     for page in [
@@ -121,13 +153,24 @@ fn canary_passwords_show_up_nowhere() {
     }
     let mut ctl = Command::new(env!("CARGO_BIN_EXE_parhelion"));
     let url = format!("http://{control}");
-    seen.push(("ctl reload".into(), run_ok(ctl.args(["ctl", "--url", &url, "reload"]), b"", TIMEOUT)));
+    seen.push((
+        "ctl reload".into(),
+        run_ok(ctl.args(["ctl", "--url", &url, "reload"]), b"", TIMEOUT),
+    ));
     proxy.terminate();
-    seen.push(("the journal".into(), std::fs::read_to_string(path("journal")).unwrap()));
+    seen.push((
+        "the journal".into(),
+        std::fs::read_to_string(path("journal")).unwrap(),
+    ));
     seen.push(("the log".into(), proxy.log().join("\n")));
     for (place, text) in seen {
         let at = text.find("canary");
-        let around = at.map(|at| text[at.saturating_sub(200)..].chars().take(300).collect::<String>());
+        let around = at.map(|at| {
+            text[at.saturating_sub(200)..]
+                .chars()
+                .take(300)
+                .collect::<String>()
+        });
         assert!(at.is_none(), "{place} shows a secret: {around:?}");
     }
 }

@@ -302,7 +302,13 @@ impl Handle {
     }
 
     pub(super) fn is_ended(&self) -> bool {
-        self.ring.core.state.borrow_mut().slot(self.key).end.is_some()
+        self.ring
+            .core
+            .state
+            .borrow_mut()
+            .slot(self.key)
+            .end
+            .is_some()
     }
 }
 
