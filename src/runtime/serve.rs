@@ -141,7 +141,7 @@ async fn serve(
     let Inputs {
         requests: mut inbox,
         statements,
-        mut watch,
+        watch,
     } = inputs;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -152,6 +152,15 @@ async fn serve(
     if let Some(listener) = control {
         tokio::spawn(http::serve(listener, state.clone(), std::future::pending()));
     }
+    if let Some(mut watch) = watch {
+        // A task of its own: a branch of the loop below would forget what it was told whenever another is taken.
+        let state = state.clone();
+        tokio::spawn(async move {
+            while watch.changed().await {
+                reload(state.clone(), Who::new("file", "changed"));
+            }
+        });
+    }
     tokio::spawn(answer_admins(statements, state.clone(), cores.senders()));
     state.set_ready(true);
     say_ready(&cores, address);
@@ -161,7 +170,6 @@ async fn serve(
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => reload(state.clone(), Who::new("signal", "SIGHUP")),
-            () = watch::changed(&mut watch) => reload(state.clone(), Who::new("file", "changed")),
             request = inbox.recv() => match request {
                 Some(Request::Drain) => {
                     state.set_draining(true);

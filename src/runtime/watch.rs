@@ -56,6 +56,23 @@ impl Watch {
             files: files.clone(),
         })
     }
+
+    /// Resolves when a file has changed and settled; false when the watch has ended. Not to be dropped half-way.
+    pub(super) async fn changed(&mut self) -> bool {
+        loop {
+            if self.changes.recv().await.is_none() {
+                return false;
+            }
+            tokio::time::sleep(SETTLE).await;
+            while self.changes.try_recv().is_ok() {
+                tokio::time::sleep(SETTLE).await;
+            }
+            let now = digests(&self.files);
+            if std::mem::replace(&mut self.seen, now.clone()) != now {
+                return true;
+            }
+        }
+    }
 }
 
 /// What the files hold now. A reload puts the file in force and undoes what was set by hand since: a file that was
@@ -67,24 +84,4 @@ fn digests(files: &ConfigFiles) -> Vec<u64> {
         .flatten()
         .map(read)
         .collect()
-}
-
-/// Resolves when a file has changed and settled; never without a watch.
-pub(super) async fn changed(watch: &mut Option<Watch>) {
-    let Some(watch) = watch else {
-        return std::future::pending().await;
-    };
-    loop {
-        if watch.changes.recv().await.is_none() {
-            return std::future::pending().await;
-        }
-        tokio::time::sleep(SETTLE).await;
-        while watch.changes.try_recv().is_ok() {
-            tokio::time::sleep(SETTLE).await;
-        }
-        let now = digests(&watch.files);
-        if std::mem::replace(&mut watch.seen, now.clone()) != now {
-            return;
-        }
-    }
 }
