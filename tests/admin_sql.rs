@@ -228,6 +228,12 @@ fn exposure_changes_by_every_surface_within_a_second_under_load_and_counters_kee
         "{out}\n{errors}"
     );
     assert!(out.contains("number of failed transactions: 0 "), "{out}");
+    let status: Value = serde_json::from_str(&scene.proxy.get("/api/status").unwrap()).unwrap();
+    let busy_ns = status["cores"][0]["busy_ns"].as_u64().unwrap();
+    assert!(
+        busy_ns > 10_000_000,
+        "thousands of transactions took {busy_ns} ns of the core"
+    );
     let log = scene.proxy.log().join("\n");
     for who in [
         "by=admin postgres@",
