@@ -147,13 +147,6 @@ pub const REDIS_MIRROR_WINDOW: usize = 1024;
 /// Bytes of a value that a divergence record shows.
 pub const DIVERGENCE_VALUE_LEN_MAX: usize = 256;
 
-/// The latest divergences kept for admin and dashboard: about 1 KiB each.
-pub const DIVERGENCES_LEN_MAX: usize = 1024;
-
-/// Pairs of command and kind that are counted apart. Commands come from a table, fingerprints of
-/// queries do not: what is beyond this counts as `other`.
-pub const DIVERGENCE_COUNTS_LEN_MAX: usize = 4096;
-
 /// Pause between two log lines about the same thing.
 pub const DIVERGENCE_LOG_INTERVAL_NS: u64 = 5_000_000_000;
 
@@ -303,6 +296,9 @@ pub const REDIS_NAME_BYTES_MAX: usize = 256;
 
 /// CLIENT SETINFO commands kept for the client's own connection: two of ordinary length.
 pub const REDIS_INFO_BYTES_MAX: usize = 512;
+/// Readings of a mirror that the report keeps: more than its chart is wide; 48 bytes each.
+pub const TIMELINE_READINGS_MAX: usize = 720;
+
 // --- admin SQL ---
 
 /// Words of one admin statement: the longest one has eight.

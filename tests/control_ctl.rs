@@ -4,6 +4,8 @@
 
 mod control_support;
 
+use std::sync::atomic::Ordering;
+
 use control_support::{Port, filled_registry};
 use parhelion::control::ctl::{CtlCommand, CtlError, fetch_report, run};
 use serde_json::Value;
@@ -82,6 +84,7 @@ fn commands_arrive_as_typed() {
 #[test]
 fn refusals_carry_the_servers_words() {
     let port = Port::start(filled_registry(1, 1), None);
+    port.recorder.refuse_reload.store(true, Ordering::Relaxed);
     let error = ctl(&port, CtlCommand::Reload, false)
         .unwrap_err()
         .to_string();

@@ -128,6 +128,8 @@ fn commands_reach_the_runtime() {
 #[test]
 fn refusals_say_why_and_reach_nobody() {
     let port = port();
+    let refuse = &port.recorder.refuse_reload;
+    refuse.store(true, std::sync::atomic::Ordering::Relaxed);
     for (path, body, status, code) in [
         (
             "/api/mirrors/next/exposure",

@@ -198,23 +198,45 @@ fn read_password(s: &mut Section<'_, '_>, f: &mut Faults, base: &Path) -> Option
             way_out,
         );
     }
-    let Some(at) = file else {
+    if file.is_none() {
         return inline.map(|at| at.value);
-    };
+    }
+    secret_of(s, f, "password_file", file, base)
+}
+
+/// Reads a key that names a file which holds a secret and nothing else.
+pub(super) fn read_secret_file(
+    s: &mut Section<'_, '_>,
+    f: &mut Faults,
+    key: &'static str,
+    base: &Path,
+) -> Option<Secret> {
+    let file = s.text(f, key);
+    secret_of(s, f, key, file, base)
+}
+
+fn secret_of(
+    s: &mut Section<'_, '_>,
+    f: &mut Faults,
+    key: &'static str,
+    file: Option<At<String>>,
+    base: &Path,
+) -> Option<Secret> {
+    let at = file?;
     let path = files::resolve(base, &at.value);
     match files::read_secret(&path) {
         Ok(read) => {
             if read.world_readable {
                 let problem = format!("{} can be read by every user", path.display());
                 f.warnings
-                    .push(s.fault(at.line, "password_file", problem, "chmod 600 it"));
+                    .push(s.fault(at.line, key, problem, "chmod 600 it"));
             }
             Some(read.secret)
         }
         Err(error) => {
             let problem = format!("cannot read {}: {error}", path.display());
-            let way_out = "write the path of a file that holds the password and nothing else";
-            s.refuse(f, at.line, "password_file", problem, way_out);
+            let way_out = "write the path of a file that holds the secret and nothing else";
+            s.refuse(f, at.line, key, problem, way_out);
             None
         }
     }

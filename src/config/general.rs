@@ -5,10 +5,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::address::{parse_listen_ip, parse_socket_addr};
+use super::databases::read_secret_file;
 use super::files;
 use super::pgdog;
 use super::reader::{At, Faults, Section};
-use super::types::{Cores, General, LogFormat, MirrorPoolMode, Pace, RingConfig, Sentry};
+use super::types::{Cores, General, LogFormat, MirrorPoolMode, Pace, Redact, RingConfig, Sentry};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -95,6 +96,11 @@ pub(super) fn read_general(
         log_format: s
             .word(f, "log_format", LogFormat::WORDS, LogFormat::from_word)
             .map_or(g.log_format, |at| at.value),
+        control_token: read_secret_file(&mut s, f, "control_token_file", base),
+        watch_config: s.boolean(f, "watch_config", g.watch_config),
+        redact: s
+            .word(f, "redact", Redact::WORDS, Redact::from_word)
+            .map_or(g.redact, |at| at.value),
         divergence_log: s
             .text(f, "divergence_log")
             .map(|at| files::resolve(base, &at.value)),
@@ -110,6 +116,16 @@ pub(super) fn read_general(
         );
     }
     check_caps(&s, f, &general);
+    let open_to_others = general.control.is_some_and(|at| !at.ip().is_loopback());
+    if open_to_others && general.control_token.is_none() {
+        s.refuse(
+            f,
+            s.line_of("control"),
+            "control",
+            "other hosts can reach it, and anybody there could steer this process",
+            "set control_token_file, or listen on 127.0.0.1",
+        );
+    }
     let host = read_host(&mut s, f);
     let port = s.integer(f, "port", 1..=65_535);
     let listen = SocketAddr::new(

@@ -275,6 +275,9 @@ pub fn apply(old: &Config, new: Config) -> Config {
     g.log_format = o.log_format;
     g.divergence_log = o.divergence_log.clone();
     g.compat_metrics = o.compat_metrics;
+    g.control_token = o.control_token.clone();
+    g.watch_config = o.watch_config;
+    g.redact = o.redact;
     merged.ring = old.ring.clone();
     merged.sentry = old.sentry.clone();
     for database in &mut merged.databases {

@@ -44,6 +44,9 @@ pub(super) fn general(config: &Config) -> Value {
         "max_connections_per_address": g.max_connections_per_address,
         "drain_timeout": show_duration(g.drain_timeout),
         "log_format": g.log_format.as_str(),
+        "control_token": masked(g.control_token.as_ref()),
+        "watch_config": g.watch_config,
+        "redact": g.redact.as_str(),
         "divergence_log": g.divergence_log.as_ref().map(|path| path.display().to_string()),
         "compat_metrics": g.compat_metrics,
     })

@@ -216,6 +216,18 @@ words! {
 }
 
 words! {
+    /// What of a divergence is shown as a hash, under a key of this run: equal values still look equal.
+    Redact {
+        /// Nothing.
+        Off = "off",
+        /// The values.
+        Values = "values",
+        /// The values and the keys.
+        Keys = "keys",
+    }
+}
+
+words! {
     /// How log lines look.
     LogFormat {
         /// For people.
@@ -357,6 +369,12 @@ pub struct General {
     pub drain_timeout: Duration,
     /// How log lines look.
     pub log_format: LogFormat,
+    /// What callers of the control port must show; without it the port answers to this host only.
+    pub control_token: Option<Secret>,
+    /// Take changed files over without being told.
+    pub watch_config: bool,
+    /// What of divergences is shown as a hash.
+    pub redact: Redact,
     /// Journal of divergences as JSON lines.
     pub divergence_log: Option<PathBuf>,
     /// Also publish the metric names of the Redis proxy that users come from.
@@ -383,6 +401,9 @@ impl Default for General {
             max_connections_per_address: 0,
             drain_timeout: Duration::from_secs(30),
             log_format: LogFormat::Text,
+            control_token: None,
+            watch_config: false,
+            redact: Redact::Off,
             divergence_log: None,
             compat_metrics: false,
         }

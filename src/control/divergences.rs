@@ -1,10 +1,13 @@
 //! Examples of divergences for people: bounded, newest first. The counts are in the metrics, never here.
 
 use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Serialize, Serializer};
 
+use crate::config::Redact;
 use crate::limits::{DIVERGENCE_FIELD_BYTES_MAX, DIVERGENCES_PER_KIND_MAX};
 use crate::metrics::DivergenceKind;
 
@@ -34,6 +37,66 @@ pub struct DivergenceRecord {
     pub core: usize,
     /// The client's address.
     pub client: String,
+}
+
+/// The bytes as text: UTF-8 as it is, control characters and everything else as `\xNN`.
+pub fn readable(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for letter in chunk.valid().chars() {
+            if letter.is_control() {
+                text.extend(letter.escape_default());
+            } else {
+                text.push(letter);
+            }
+        }
+        for byte in chunk.invalid() {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "\\x{byte:02x}");
+        }
+    }
+    text
+}
+
+/// Hides keys and values behind hashes, under a key of this run: equal ones still look equal, and nobody can try
+/// values until one fits.
+#[derive(Clone, Debug)]
+pub struct Redaction {
+    how: Redact,
+    key: RandomState,
+}
+
+impl Redaction {
+    /// With a fresh key.
+    pub fn new(how: Redact) -> Self {
+        Self {
+            how,
+            key: RandomState::new(),
+        }
+    }
+
+    /// A key as records show it.
+    pub fn key(&self, key: &[u8]) -> String {
+        match self.how {
+            Redact::Keys => self.hash(key),
+            Redact::Off | Redact::Values => readable(key),
+        }
+    }
+
+    /// A value as records show it.
+    pub fn value(&self, value: &[u8]) -> String {
+        match self.how {
+            Redact::Off => readable(value),
+            Redact::Values | Redact::Keys => self.hash(value),
+        }
+    }
+
+    fn hash(&self, bytes: &[u8]) -> String {
+        match bytes.is_empty() {
+            true => String::new(),
+            false => format!("#{:016x}", self.key.hash_one(bytes)),
+        }
+    }
 }
 
 /// The latest divergences of each kind.
@@ -158,6 +221,23 @@ mod tests {
             core: 0,
             client: String::new(),
         }
+    }
+
+    #[test]
+    fn redaction_hides_and_equal_values_still_look_equal() {
+        let hidden = Redaction::new(Redact::Keys);
+        assert_eq!(hidden.value(b"secret"), hidden.key(b"secret"));
+        assert_ne!(hidden.value(b"secret"), hidden.value(b"Secret"));
+        assert!(!hidden.value(b"secret").contains("secret"));
+        let another_run = Redaction::new(Redact::Keys);
+        assert_ne!(hidden.value(b"secret"), another_run.value(b"secret"));
+        let values = Redaction::new(Redact::Values);
+        assert_eq!(values.key(b"user:1\r\n\xff"), "user:1\\r\\n\\xff");
+        assert!(values.value(b"1").starts_with('#'));
+        assert_eq!(
+            Redaction::new(Redact::Off).value("gr\u{fc}n".as_bytes()),
+            "grün"
+        );
     }
 
     #[test]

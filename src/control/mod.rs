@@ -16,8 +16,9 @@ mod report_svg;
 pub mod sentry;
 pub mod state;
 mod table;
+pub mod timeline;
 pub mod view;
 
 pub use self::commands::{CommandError, Commands, Operation, Who};
-pub use self::divergences::{DivergenceRecord, DivergenceStore};
+pub use self::divergences::{DivergenceRecord, DivergenceStore, Redaction};
 pub use self::state::{ControlState, Verdict};

@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value, json};
 
 use super::divergences::DivergenceFilter;
-use super::report_svg::latency_svg;
+use super::report_svg::{Step, latency_svg, timeline_svg};
 use super::state::ControlState;
 use super::table::{bytes, count, duration, nanos, share};
 use super::view;
@@ -52,6 +52,8 @@ fn report_json(state: &ControlState) -> Value {
                 text(&mirror["destination"])
             );
             mirror["examples"] = examples(state, &pair);
+            let ends = (text(&mirror["source"]), text(&mirror["destination"]));
+            mirror["timeline"] = state.timeline.of(ends.0, ends.1);
         }
     }
     let status = view::status(state);
@@ -200,7 +202,15 @@ fn mirror_section(html: &mut String, mirror: &Value) {
         put(html, format_args!("<li>{}</li>", escape(text(reason))));
     }
     html.push_str("</ul>\n");
+    if !items(&mirror["rests_on"]).is_empty() {
+        html.push_str("<p class=\"quiet\">It rests on:</p><ul class=\"quiet\">");
+        for line in items(&mirror["rests_on"]) {
+            put(html, format_args!("<li>{}</li>", escape(text(line))));
+        }
+        html.push_str("</ul>\n");
+    }
     ledger_table(html, &mirror["ledger"]);
+    timeline_part(html, mirror);
     latency_part(html, mirror);
     errors_table(html, mirror);
     divergences_part(html, mirror);
@@ -242,6 +252,22 @@ fn ledger_table(html: &mut String, ledger: &Value) {
         }
     }
     html.push_str("</tbody></table></div>\n");
+}
+
+fn timeline_part(html: &mut String, mirror: &Value) {
+    let steps: Vec<Step> = items(&mirror["timeline"])
+        .iter()
+        .map(|step| Step {
+            from: number(&step["from_seconds"]),
+            to: number(&step["to_seconds"]),
+            delivered: number(&step["delivered"]),
+            lost: number(&step["dropped"]) + number(&step["errored"]),
+        })
+        .collect();
+    if steps.len() > 1 {
+        html.push_str("<h3>Over time</h3>");
+        html.push_str(&timeline_svg(&steps));
+    }
 }
 
 fn latency_part(html: &mut String, mirror: &Value) {

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::table::nanos;
+use super::table::{duration, nanos};
 
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 260.0;
@@ -46,6 +46,77 @@ pub(super) fn latency_svg(primary: &[(u64, u64)], mirror: &[(u64, u64)]) -> Stri
     svg.push_str(
         "</svg><figcaption><span class=\"key primary\"></span>primary \
          <span class=\"key mirror\"></span>mirror</figcaption></figure>\n",
+    );
+    svg
+}
+
+/// What was added in one interval.
+pub(super) struct Step {
+    /// Its begin, in seconds since the start.
+    pub(super) from: u64,
+    /// Its end.
+    pub(super) to: u64,
+    /// Units delivered.
+    pub(super) delivered: u64,
+    /// Units dropped or errored.
+    pub(super) lost: u64,
+}
+
+/// Delivered and lost units per second over time, as two areas from zero.
+pub(super) fn timeline_svg(steps: &[Step]) -> String {
+    const HIGH: f64 = 180.0;
+    let (Some(first), Some(last)) = (steps.first(), steps.last()) else {
+        return String::new();
+    };
+    let per_second =
+        |count: u64, step: &Step| count as f64 / step.to.saturating_sub(step.from).max(1) as f64;
+    let rates = |of: fn(&Step) -> u64| steps.iter().map(move |step| per_second(of(step), step));
+    let max = rates(|step| step.delivered)
+        .chain(rates(|step| step.lost))
+        .fold(1.0, f64::max);
+    let whole = last.to.saturating_sub(first.from).max(1) as f64;
+    let x = |at: u64| LEFT + at.saturating_sub(first.from) as f64 / whole * (WIDTH - LEFT - RIGHT);
+    let y = |rate: f64| HIGH - BOTTOM - rate / max * (HIGH - TOP - BOTTOM);
+    let mut svg = format!(
+        "<figure><svg viewBox=\"0 0 {WIDTH} {HIGH}\" role=\"img\" \
+         aria-label=\"Units delivered and lost per second, over time\">"
+    );
+    // Writing to a String cannot fail.
+    for (rate, anchor) in [(0.0, "0".to_owned()), (max, format!("{max:.0}/s"))] {
+        let at = y(rate);
+        let _ = write!(
+            svg,
+            "<line x1=\"{LEFT}\" x2=\"{}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
+             <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{anchor}</text>",
+            WIDTH - RIGHT,
+            LEFT - 8.0,
+            at + 4.0
+        );
+    }
+    for (at, anchor) in [(first.from, "start"), (last.to, "end")] {
+        let _ = write!(
+            svg,
+            "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"{anchor}\">{}</text>",
+            x(at),
+            HIGH - 12.0,
+            duration(at as f64)
+        );
+    }
+    for (class, of) in [
+        ("primary", (|step| step.delivered) as fn(&Step) -> u64),
+        ("lost", |step| step.lost),
+    ] {
+        let mut path = String::new();
+        for step in steps {
+            let at = y(per_second(of(step), step));
+            let to = if path.is_empty() { 'M' } else { 'L' };
+            let _ = write!(path, "{to}{:.1} {at:.1}H{:.1}", x(step.from), x(step.to));
+        }
+        let _ = write!(svg, "<path class=\"{class}\" d=\"{path}\"/>");
+    }
+    svg.push_str(
+        "</svg><figcaption><span class=\"key primary\"></span>delivered \
+         <span class=\"key lost\"></span>dropped or errored, per second</figcaption></figure>\n",
     );
     svg
 }

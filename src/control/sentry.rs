@@ -14,7 +14,7 @@ use sentry::{Client, ClientOptions, Hub, Scope};
 use crate::config;
 use crate::limits::{SENTRY_COOLDOWN_NS, SENTRY_FINGERPRINTS_MAX};
 use crate::metrics::DivergenceKind;
-use crate::mirror::divergence::RateLimit;
+use crate::mirror::rate_limit::RateLimit;
 
 /// The DSN is none.
 #[derive(Debug, thiserror::Error)]

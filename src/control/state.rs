@@ -3,12 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
 use super::commands::{CommandError, Commands, EVERY, Operation, Who};
 use super::divergences::DivergenceStore;
+use super::timeline::Timeline;
 use super::view;
 use crate::metrics::{MirrorTotal, Registry, Scrape};
 
@@ -23,12 +24,14 @@ const QUEUE_UNITS_MAX: u64 = 1 << 20;
 pub struct Verdict {
     /// One word or a few.
     pub verdict: String,
-    /// One sentence each.
+    /// Why it is not ready; one sentence each.
     pub reasons: Vec<String>,
+    /// What was looked at, favourable or not.
+    pub rests_on: Vec<String>,
 }
 
-/// Judges a mirror by its numbers.
-pub type Judge = dyn Fn(&MirrorTotal) -> Verdict + Send + Sync;
+/// Judges a mirror by its numbers and the time that it was watched.
+pub type Judge = dyn Fn(&MirrorTotal, Duration) -> Verdict + Send + Sync;
 
 /// Shared by everything that runs on the control thread.
 pub struct ControlState {
@@ -38,6 +41,8 @@ pub struct ControlState {
     pub divergences: Arc<DivergenceStore>,
     /// The effects of an operator's commands.
     pub commands: Arc<dyn Commands>,
+    /// How the mirrors fared over time.
+    pub timeline: Timeline,
     /// The version of the build.
     pub version: &'static str,
     judge: Box<Judge>,
@@ -73,6 +78,7 @@ impl ControlState {
             registry,
             divergences,
             commands,
+            timeline: Timeline::default(),
             version: env!("CARGO_PKG_VERSION"),
             judge,
             token,
@@ -201,6 +207,12 @@ impl ControlState {
         since.map_or(0.0, |d| d.as_secs_f64())
     }
 
+    /// Notes how the mirrors fare; to be called every second.
+    pub fn note_time(&self) {
+        let at_seconds = self.started_at.elapsed().as_secs();
+        self.timeline.note(at_seconds, || self.registry.mirrors());
+    }
+
     /// Reads all counters.
     pub fn scrape(&self) -> Scrape {
         Scrape::take(
@@ -213,7 +225,7 @@ impl ControlState {
 
     /// What the numbers of a mirror say about its readiness.
     pub fn judge(&self, mirror: &MirrorTotal) -> Verdict {
-        (self.judge)(mirror)
+        (self.judge)(mirror, self.started_at.elapsed())
     }
 
     /// Whether a token is required.

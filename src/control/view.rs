@@ -176,6 +176,7 @@ fn mirror(state: &ControlState, total: &MirrorTotal) -> Value {
         "paused": total.paused,
         "verdict": verdict.verdict,
         "reasons": verdict.reasons,
+        "rests_on": verdict.rests_on,
         "ledger": ledger(&total.ledger),
         "latency": {
             "primary": quantiles(&total.primary_latency),

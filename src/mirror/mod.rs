@@ -7,7 +7,6 @@
 
 mod budget;
 pub mod dispatch;
-pub mod divergence;
 pub mod dual;
 pub mod exposure;
 pub mod ledger;
@@ -15,5 +14,6 @@ pub mod pace;
 pub mod payload;
 pub mod pool;
 mod queue;
+pub mod rate_limit;
 pub mod unit;
 pub mod verdict;

@@ -16,7 +16,7 @@ use crate::limits::{
 };
 use crate::metrics::{CoreMetrics, Registry};
 use crate::mirror::dispatch::MemoryBudget;
-use crate::mirror::divergence::RateLimit;
+use crate::mirror::rate_limit::RateLimit;
 use crate::mirror::unit::ClientId;
 use crate::ring::{Queues, Ring, Socket};
 

@@ -49,6 +49,7 @@ pub fn drive(ring: &Ring, queues: &Queues) {
         tick: Box::new(timespec(limits::TICK)),
         ticking: false,
         quiet_ticks: 0,
+        waited_until_ns: 0,
         completions: Vec::with_capacity(1024),
     };
     match glommio::spawn_local_into(driver.run(), queues.serve_queue()) {
@@ -74,6 +75,8 @@ struct Driver {
     tick: Box<types::Timespec>,
     ticking: bool,
     quiet_ticks: u32,
+    /// When the last wait ended: what passes until the next one is work. 0 before the first.
+    waited_until_ns: u64,
     completions: Vec<(u64, i32, u32)>,
 }
 
@@ -244,6 +247,10 @@ impl Driver {
         };
         state.stats.turns += 1;
         state.stats.idle_ns += now_ns - before_ns;
+        if self.waited_until_ns > 0 {
+            state.stats.busy_ns += before_ns.saturating_sub(self.waited_until_ns);
+        }
+        self.waited_until_ns = now_ns;
         let mut wake = std::mem::take(&mut state.wake);
         drop(state);
         // A waker may be a task's last reference; dropping it may close sockets, hence the state is free by now.

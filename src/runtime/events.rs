@@ -5,24 +5,19 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::Receiver;
 
 use crate::control::Verdict;
-use crate::control::divergences::{DivergenceRecord, DivergenceStore};
+use crate::control::divergences::{DivergenceRecord, DivergenceStore, Redaction};
 use crate::control::sentry::SentryReporter;
-use crate::limits::SENTRY_FLUSH;
+use crate::limits::{DIVERGENCE_LOG_INTERVAL_NS, RATE_LIMIT_LEN_MAX, SENTRY_FLUSH};
 use crate::metrics::{self, DivergenceKind, MirrorTotal, Registry};
-use crate::mirror::divergence::RateLimit;
 use crate::mirror::ledger::DropReason;
+use crate::mirror::rate_limit::RateLimit;
 use crate::mirror::verdict::{self, Answer, Evidence, Thresholds};
 use crate::proxy::context::{DivergenceReport, Event, TaintReport};
-
-/// One log line for each kind of difference in this time.
-const LOG_EVERY_NS: u64 = 5_000_000_000;
-/// Kinds of differences that are told apart in the log at one time.
-const LOG_FINGERPRINTS_MAX: usize = 10_000;
 
 /// JSON lines of divergences, if a file was configured.
 pub(super) struct Journal(Option<File>);
@@ -38,7 +33,7 @@ impl Journal {
     }
 
     /// One line per key, and one more if every key is meant.
-    fn tainted(&mut self, report: &TaintReport) {
+    fn tainted(&mut self, report: &TaintReport, redaction: &Redaction) {
         let line = |key: &str, db: u32| {
             serde_json::json!({
                 "tainted": key,
@@ -53,7 +48,7 @@ impl Journal {
             self.write(&line("", 0));
         }
         for (db, key) in &report.keys {
-            self.write(&line(&shown(key), *db));
+            self.write(&line(&redaction.key(key), *db));
         }
     }
 
@@ -75,13 +70,14 @@ pub(super) fn consume(
     events: Receiver<Event>,
     store: Arc<DivergenceStore>,
     mut journal: Journal,
+    redaction: Redaction,
     sentry: SentryReporter,
 ) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new()
         .name("events".to_owned())
         .spawn(move || {
             let started = Instant::now();
-            let mut limit = RateLimit::new(LOG_EVERY_NS, LOG_FINGERPRINTS_MAX);
+            let mut limit = RateLimit::new(DIVERGENCE_LOG_INTERVAL_NS, RATE_LIMIT_LEN_MAX);
             for event in events {
                 match event {
                     Event::End => {
@@ -115,10 +111,10 @@ pub(super) fn consume(
                             all = report.all,
                             "keys were left that the secondary may hold wrongly"
                         );
-                        journal.tainted(&report);
+                        journal.tainted(&report, &redaction);
                     }
                     Event::Divergence(report) => {
-                        let record = record(&report);
+                        let record = record(&report, &redaction);
                         let now_ns = started.elapsed().as_nanos() as u64;
                         if let Some(suppressed) = limit.admit(fingerprint(&record), now_ns) {
                             tracing::warn!(
@@ -144,7 +140,7 @@ fn fingerprint(record: &DivergenceRecord) -> u64 {
     xxhash_rust::xxh3::xxh3_64(text.as_bytes())
 }
 
-fn record(report: &DivergenceReport) -> DivergenceRecord {
+fn record(report: &DivergenceReport, redaction: &Redaction) -> DivergenceRecord {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -154,22 +150,17 @@ fn record(report: &DivergenceReport) -> DivergenceRecord {
         destination: report.mirror.clone(),
         kind: report.kind,
         command: report.command.clone(),
-        key: shown(&report.key),
-        pattern: shown(&report.pattern),
-        primary: shown(&report.primary),
-        mirror: shown(&report.secondary),
+        key: redaction.key(&report.key),
+        pattern: redaction.key(&report.pattern),
+        primary: redaction.value(&report.primary),
+        mirror: redaction.value(&report.secondary),
         core: report.core,
         client: report.client.0.to_string(),
     }
 }
 
-/// Bytes as text that a terminal and a browser can show.
-fn shown(bytes: &[u8]) -> String {
-    bytes.escape_ascii().to_string()
-}
-
 /// Whether a mirror's numbers allow to call it ready.
-pub(super) fn judge(total: &MirrorTotal) -> Verdict {
+pub(super) fn judge(total: &MirrorTotal, watched: Duration) -> Verdict {
     let divergences: Vec<(&str, u64)> = DivergenceKind::ALL
         .into_iter()
         .zip(total.divergences)
@@ -184,7 +175,7 @@ pub(super) fn judge(total: &MirrorTotal) -> Verdict {
         divergences: &divergences,
         primary: latency(&total.primary_latency),
         mirror: latency(&total.latency),
-        watched_ns: 0,
+        watched_ns: u64::try_from(watched.as_nanos()).unwrap_or(u64::MAX),
     };
     let verdict = verdict::judge(&evidence, &Thresholds::default());
     let word = match verdict.answer {
@@ -192,11 +183,10 @@ pub(super) fn judge(total: &MirrorTotal) -> Verdict {
         Answer::NotReady => "not ready",
         Answer::TooLittleEvidence => "too little evidence",
     };
-    let mut reasons = verdict.reasons;
-    reasons.extend(verdict.rests_on);
     Verdict {
         verdict: word.to_owned(),
-        reasons,
+        reasons: verdict.reasons,
+        rests_on: verdict.rests_on,
     }
 }
 

@@ -9,6 +9,7 @@ mod listeners;
 mod operator;
 mod probes;
 pub mod serve;
+mod watch;
 
 use std::io;
 use std::sync::Arc;

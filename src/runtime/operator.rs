@@ -61,6 +61,11 @@ impl Operator {
         }
     }
 
+    /// The config in force.
+    pub(super) fn config(&self) -> Arc<Config> {
+        self.config.load_full()
+    }
+
     fn known_mirrors(&self, config: &Config) -> Vec<String> {
         let shortest = |mirroring: &Mirroring| {
             let (source, destination) = names(config, mirroring);

@@ -12,9 +12,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::operator::{Operator, Request};
+use super::watch;
 use super::{CoreMessage, CoreSender, Cores, StartError, events};
 use crate::config::Config;
-use crate::control::divergences::DivergenceStore;
+use crate::control::divergences::{DivergenceStore, Redaction};
 use crate::control::sentry::SentryReporter;
 use crate::control::{ControlState, Operation, Who, admin_sql, http};
 use crate::limits::ADMIN_REQUESTS_MAX;
@@ -79,7 +80,7 @@ pub fn run(config: Config, files: ConfigFiles) -> Result<(), ServeError> {
     let _ = cores.shared.admin.set(door);
     let operator = Arc::new(Operator::new(
         config.clone(),
-        files,
+        files.clone(),
         registry.clone(),
         cores.senders(),
         cores.addresses.clone(),
@@ -91,18 +92,33 @@ pub fn run(config: Config, files: ConfigFiles) -> Result<(), ServeError> {
         divergences.clone(),
         operator.clone(),
         Box::new(events::judge),
-        None,
+        config
+            .general
+            .control_token
+            .as_ref()
+            .map(|token| token.expose().to_owned()),
     ));
+    state.set_compat_metrics(config.general.compat_metrics);
+    let watch = match config.general.watch_config {
+        true => Some(watch::Watch::start(&files)?),
+        false => None,
+    };
     let consumer = events::consume(
         cores.events.clone(),
         divergences,
         journal,
+        Redaction::new(config.general.redact),
         SentryReporter::from_config(&config.sentry),
     )?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let outcome = runtime.block_on(serve(&config, cores, control, state, inbox, statements));
+    let inputs = Inputs {
+        requests: inbox,
+        statements,
+        watch,
+    };
+    let outcome = runtime.block_on(serve(&operator, cores, control, state, inputs));
     runtime.shutdown_timeout(Duration::from_millis(200));
     // It ends when it has read what the cores left.
     let _ = consumer.join();
@@ -114,14 +130,25 @@ fn bind_control(address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).map_err(|source| ServeError::Control { address, source })
 }
 
+/// What the control thread obeys besides signals.
+struct Inputs {
+    requests: mpsc::UnboundedReceiver<Request>,
+    statements: mpsc::Receiver<AdminRequest>,
+    watch: Option<watch::Watch>,
+}
+
 async fn serve(
-    config: &Config,
+    operator: &Operator,
     cores: Cores,
     control: Option<TcpListener>,
     state: Arc<ControlState>,
-    mut inbox: mpsc::UnboundedReceiver<Request>,
-    statements: mpsc::Receiver<AdminRequest>,
+    inputs: Inputs,
 ) -> Result<(), ServeError> {
+    let Inputs {
+        requests: mut inbox,
+        statements,
+        watch,
+    } = inputs;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -131,10 +158,19 @@ async fn serve(
     if let Some(listener) = control {
         tokio::spawn(http::serve(listener, state.clone(), std::future::pending()));
     }
+    if let Some(mut watch) = watch {
+        // A task of its own: a branch of the loop below would forget what it was told whenever another is taken.
+        let state = state.clone();
+        tokio::spawn(async move {
+            while watch.changed().await {
+                reload(state.clone(), Who::new("file", "changed"));
+            }
+        });
+    }
     tokio::spawn(answer_admins(statements, state.clone(), cores.senders()));
     state.set_ready(true);
     say_ready(&cores, address);
-    let mut watch = tokio::time::interval(Duration::from_secs(1));
+    let mut health = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -147,7 +183,8 @@ async fn serve(
                 }
                 Some(Request::Shutdown) | None => break,
             },
-            _ = watch.tick() => {
+            _ = health.tick() => {
+                state.note_time();
                 if cores.any_ended() {
                     return Err(ServeError::CoreEnded);
                 }
@@ -156,9 +193,10 @@ async fn serve(
     }
     state.set_draining(true);
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
-    tracing::info!(timeout = ?config.general.drain_timeout, "draining");
+    let drain_timeout = operator.config().general.drain_timeout;
+    tracing::info!(timeout = ?drain_timeout, "draining");
     cores.tell_all(|| CoreMessage::Drain);
-    let deadline = Instant::now() + config.general.drain_timeout;
+    let deadline = Instant::now() + drain_timeout;
     let mut poll = tokio::time::interval(Duration::from_millis(20));
     while !cores.is_drained() && Instant::now() < deadline {
         tokio::select! {

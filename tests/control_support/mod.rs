@@ -5,6 +5,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -22,6 +23,8 @@ pub struct Recorder {
     pub calls: Mutex<Vec<String>>,
     /// Applies exposure and pause to this registry, so that a dashboard shows them.
     pub registry: Option<Arc<Registry>>,
+    /// Makes a reload fail.
+    pub refuse_reload: AtomicBool,
 }
 
 impl Recorder {
@@ -92,7 +95,10 @@ impl Commands for Recorder {
         self.note(format!("mode {name} {mode}"))
     }
     fn reload(&self) -> Result<Value, CommandError> {
-        Err(CommandError::Failed("parhelion.toml:3: unknown key".into()))
+        if self.refuse_reload.load(Ordering::Relaxed) {
+            return Err(CommandError::Failed("parhelion.toml:3: unknown key".into()));
+        }
+        self.note("reload".into())
     }
     fn drain(&self) -> Result<Value, CommandError> {
         self.note("drain".into())
@@ -234,7 +240,7 @@ impl Port {
                 client: "10.0.0.9:5000".into(),
             });
         }
-        let judge = |m: &parhelion::metrics::MirrorTotal| Verdict {
+        let judge = |m: &parhelion::metrics::MirrorTotal, _| Verdict {
             verdict: if m.divergences_real() > 0 {
                 "not ready"
             } else {
@@ -242,6 +248,7 @@ impl Port {
             }
             .into(),
             reasons: vec![format!("{} divergences", m.divergences_real())],
+            rests_on: vec!["everything".into()],
         };
         let commands: Arc<dyn Commands> = recorder.clone();
         let token = token.map(str::to_owned);

@@ -1,0 +1,228 @@
+//! What lies under tuning/ agrees with the program: metrics page, dashboard, alerts, man page, example of Kubernetes.
+//!
+//! `PARHELION_BLESS=1 cargo test --test admin_tuning` writes the generated pages anew.
+
+// Helpers of tests are no tests to the lint.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use clap::CommandFactory;
+use parhelion::cli::Cli;
+use parhelion::config::{Input, parse};
+use parhelion::metrics::{COMPAT_TABLE, Kind, Metric, TABLE};
+
+fn tuning(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tuning")
+        .join(name)
+}
+
+fn read(name: &str) -> String {
+    std::fs::read_to_string(tuning(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// The generated page is the one in the tree, or becomes it.
+fn is_current(name: &str, generated: &str) {
+    if std::env::var_os("PARHELION_BLESS").is_some() {
+        std::fs::write(tuning(name), generated).unwrap();
+    }
+    assert!(
+        read(name) == generated,
+        "tuning/{name} is out of date: PARHELION_BLESS=1 cargo test --test admin_tuning"
+    );
+}
+
+/// The names under which a metric's samples stand in the Prometheus text.
+fn samples(metric: &Metric) -> Vec<String> {
+    let with = |suffix: &str| format!("{}{suffix}", metric.name);
+    match metric.kind {
+        Kind::Counter => vec![with("_total")],
+        Kind::Gauge => vec![with("")],
+        Kind::Info => vec![with("_info")],
+        Kind::Histogram => vec![with("_bucket"), with("_sum"), with("_count")],
+    }
+}
+
+#[test]
+fn the_metrics_page_is_made_from_the_table() {
+    let mut page = String::from(
+        "# Metrics\n\n\
+         `GET /metrics` on the control port: Prometheus text, or OpenMetrics if the scraper accepts it. Counters begin at 0 with \
+         the process. This page is made from the table in `src/metrics/table.rs`.\n",
+    );
+    for (title, table) in [
+        ("Always", TABLE),
+        (
+            "With `compat_metrics = true`: the names of the proxy that Redis users come from",
+            COMPAT_TABLE,
+        ),
+    ] {
+        write!(
+            page,
+            "\n## {title}\n\n| name | type | labels | meaning |\n|---|---|---|---|\n"
+        )
+        .unwrap();
+        for metric in table {
+            let name = match metric.kind {
+                Kind::Histogram => metric.name.to_owned(),
+                _ => samples(metric).remove(0),
+            };
+            let kind = format!("{:?}", metric.kind).to_lowercase();
+            let labels = metric.labels.join(", ");
+            let help = metric.help.replace('|', "\\|");
+            writeln!(page, "| `{name}` | {kind} | {labels} | {help} |").unwrap();
+        }
+    }
+    is_current("metrics.md", &page);
+}
+
+#[test]
+fn the_man_page_is_made_from_the_command_line() {
+    let mut page = Vec::new();
+    let command = Cli::command();
+    clap_mangen::Man::new(command.clone())
+        .render(&mut page)
+        .unwrap();
+    for sub in command.get_subcommands() {
+        let name = sub.get_name().to_owned();
+        page.extend(format!(".SH \"PARHELION {}\"\n", name.to_uppercase()).bytes());
+        let sub = sub.clone().bin_name(format!("parhelion {name}"));
+        let man = clap_mangen::Man::new(sub.clone());
+        let mut part = Vec::new();
+        man.render_description_section(&mut part).unwrap();
+        man.render_options_section(&mut part).unwrap();
+        if sub.has_subcommands() {
+            for inner in sub.get_subcommands() {
+                let about = inner
+                    .get_about()
+                    .map(ToString::to_string)
+                    .unwrap_or_default();
+                part.extend(format!(".TP\n\\fB{name} {}\\fR\n{about}\n", inner.get_name()).bytes());
+            }
+        }
+        // A section of its own inside the page becomes a part of it.
+        let part = String::from_utf8(part).unwrap().replace(".SH ", ".SS ");
+        page.extend(part.bytes());
+    }
+    let page = String::from_utf8(page).unwrap();
+    assert!(page.contains("exposure") && page.contains("PARHELION_TOKEN"));
+    is_current("parhelion.1", &page);
+}
+
+/// Every `parhelion_…` name and, behind it, the label names in braces.
+fn uses(text: &str) -> Vec<(String, Vec<String>)> {
+    let mut found = Vec::new();
+    for (at, _) in text.match_indices("parhelion_") {
+        let before = text[..at].chars().next_back();
+        if before.is_some_and(|c| c.is_alphanumeric() || "_/-".contains(c)) {
+            continue;
+        }
+        let rest = &text[at..];
+        let end = rest
+            .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .unwrap_or(rest.len());
+        let mut labels = Vec::new();
+        if let Some(body) = rest[end..].strip_prefix('{') {
+            let body = body.split('}').next().unwrap();
+            let names = body
+                .split(',')
+                .filter_map(|part| part.split(['=', '!', '~']).next());
+            labels = names
+                .map(|name| name.trim().to_owned())
+                .filter(|name| !name.is_empty())
+                .collect();
+        }
+        found.push((rest[..end].to_owned(), labels));
+    }
+    found
+}
+
+#[test]
+fn dashboard_alerts_and_runbook_use_metrics_and_labels_that_exist() {
+    for name in ["grafana.json", "alerts.yaml", "runbook.md"] {
+        let text = read(name).replace("\\\"", "\"");
+        let uses = uses(&text);
+        assert!(!uses.is_empty(), "{name}");
+        for (used, labels) in uses {
+            let metric = TABLE.iter().find(|metric| {
+                samples(metric).contains(&used) || metric.name == used && name == "runbook.md"
+            });
+            let Some(metric) = metric else {
+                panic!("tuning/{name}: there is no metric {used}");
+            };
+            for label in labels {
+                assert!(
+                    metric.labels.contains(&label.as_str()),
+                    "tuning/{name}: {used} has no label {label}"
+                );
+            }
+        }
+    }
+    let grafana: serde_json::Value = serde_json::from_str(&read("grafana.json")).unwrap();
+    let ids: Vec<i64> = grafana["panels"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| p["id"].as_i64().unwrap())
+        .collect();
+    assert_eq!(
+        ids.iter().collect::<BTreeSet<_>>().len(),
+        ids.len(),
+        "panel ids are unique"
+    );
+    for alert in [
+        "ParhelionProductionAtRisk",
+        "ParhelionMirrorLying",
+        "ParhelionDivergence",
+    ] {
+        assert!(read("alerts.yaml").contains(alert));
+    }
+}
+
+#[test]
+fn the_config_of_the_kubernetes_manifest_is_valid() {
+    let manifest = read("kubernetes/parhelion.yaml");
+    let body = manifest.split_once("parhelion.toml: |\n").unwrap().1;
+    let lines = body.lines().take_while(|line| line.starts_with("    "));
+    // The secrets lie in the cluster; without its token the port may be on loopback only.
+    let text: String = lines
+        .filter(|line| !line.contains("_file = "))
+        .map(|line| {
+            format!(
+                "{}\n",
+                line.trim_start().replace("0.0.0.0:9191", "127.0.0.1:9191")
+            )
+        })
+        .collect();
+    let input = Input {
+        file: Path::new("parhelion.toml"),
+        text: &text,
+        users: None,
+        cpus: &[0, 1],
+    };
+    parse(&input).unwrap_or_else(|errors| panic!("{errors}"));
+}
+
+#[test]
+fn the_host_script_reports_and_names_its_reasons() {
+    let script = tuning("host");
+    let output = std::process::Command::new("bash")
+        .arg(&script)
+        .arg("--check")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(matches!(output.status.code(), Some(0 | 1)), "{text}");
+    assert!(
+        text.contains("io_uring_disabled") && text.contains("memlock"),
+        "{text}"
+    );
+    let usage = std::process::Command::new("bash")
+        .arg(&script)
+        .output()
+        .unwrap();
+    assert_eq!(usage.status.code(), Some(2));
+}
