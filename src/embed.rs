@@ -70,7 +70,7 @@ pub struct ProxyConfig {
     pub sentry_env: String,
     /// Share of the events that Sentry gets.
     pub sentry_sample_rate: f64,
-    /// Metrics, health and control.
+    /// Metrics, health and control. Without a host it listens on loopback only, unlike the original: this port steers.
     pub metrics_addr: String,
     /// How far apart the two copies of a message may be.
     pub pubsub_compare_window: Duration,
@@ -102,8 +102,8 @@ impl Default for ProxyConfig {
 impl ProxyConfig {
     /// The configuration file that says the same.
     pub fn to_toml(&self) -> String {
-        let any = |address: &str| match address.strip_prefix(':') {
-            Some(port) => format!("0.0.0.0:{port}"),
+        let at = |address: &str, host: &str| match address.strip_prefix(':') {
+            Some(port) => format!("{host}:{port}"),
             None => address.to_owned(),
         };
         let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
@@ -120,11 +120,11 @@ impl ProxyConfig {
         };
         let mut text = format!(
             "[general]\ncontrol = {}\n",
-            quoted(&any(&self.metrics_addr))
+            quoted(&at(&self.metrics_addr, "127.0.0.1"))
         );
         text += &format!(
             "[[listeners]]\naddress = {}\nprotocol = \"redis\"\ndatabase = \"primary\"\n",
-            quoted(&any(&self.listen_addr))
+            quoted(&at(&self.listen_addr, "0.0.0.0"))
         );
         text += &database(
             "primary",

@@ -81,6 +81,16 @@ fn strangers() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+/// What a primary received beside the proxy's own question whether it is there.
+fn of_strangers(primary: &Recorder) -> Vec<u8> {
+    let probe = b"*1\r\n$4\r\nPING\r\n";
+    let mut received = primary.received().to_vec();
+    while let Some(at) = received.windows(probe.len()).position(|part| part == probe) {
+        received.drain(at..at + probe.len());
+    }
+    received
+}
+
 #[test]
 fn strangers_on_either_port_are_closed_and_no_database_hears_of_them() {
     for protocol in ["redis", "postgres"] {
@@ -101,7 +111,7 @@ fn strangers_on_either_port_are_closed_and_no_database_hears_of_them() {
             );
         }
         assert_eq!(
-            primary.received().escape_ascii().to_string(),
+            of_strangers(&primary).escape_ascii().to_string(),
             "",
             "{protocol}"
         );
@@ -126,7 +136,7 @@ fn a_stranger_in_single_bytes_gets_no_whole_line_to_a_database() {
             }
         }
         closed(&mut stream);
-        let received = primary.received();
+        let received = of_strangers(&primary);
         assert!(
             !received.contains(&b'\n'),
             "{name}: {}",

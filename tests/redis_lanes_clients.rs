@@ -29,7 +29,7 @@ fn behind_proxy() -> (RedisServer, Proxy, String) {
 fn ioredis_and_node_redis_work_in_resp2_and_resp3() {
     let (_server, _proxy, port) = behind_proxy();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let modules = folder.join("target/npm/node_modules");
+    let modules = folder.join("target/node/node_modules");
     assert!(modules.exists(), "{}: run tests/setup", modules.display());
     let script = folder.join("tests/support/redis_client.js");
     let mut node = Command::new("node");
@@ -129,10 +129,10 @@ fn redis_benchmark_runs_each_of_its_tests_by_name_with_500_clients() {
     let mut command = Command::new("redis-benchmark");
     command.args(["-p", &port, "-n", "3000", "-c", "500", "-t", tests, "--csv"]);
     let said = run_ok(&mut command, b"", TIMEOUT);
-    // A heading, and PING twice, inline and not.
+    // A heading, PING twice (inline and not), and the list that LRANGE reads.
     assert_eq!(
         said.lines().count(),
-        1 + tests.split(',').count() + 1,
+        1 + tests.split(',').count() + 2,
         "{said}"
     );
 }

@@ -28,7 +28,7 @@ pub use secret::Secret;
 pub use show::to_json;
 pub use types::{
     Auth, AuthMethod, Blocking, Compare, Config, Cores, Database, DualWrite, General, Level,
-    Listener, ListenerTls, LogFormat, Login, MirrorPoolMode, Mirroring, Pace, PoolMode, Protocol, Redact,
-    RedisMode, RingConfig, SampleBy, Sentry, TlsMode, User,
+    Listener, ListenerTls, LogFormat, Login, MirrorPoolMode, Mirroring, Pace, PoolMode, Protocol,
+    Redact, RedisMode, RingConfig, SampleBy, Sentry, TlsMode, User,
 };
 pub use units::{parse_duration, parse_size, show_duration, show_size};

@@ -17,8 +17,11 @@ use parhelion::protocol::resp::{
     Comparison, ReplyFramer, Request, RequestFramer, command, compare, compare_transaction,
 };
 
+/// Takes any input without panic, hang or unbounded memory.
+pub type Target = fn(&[u8]);
+
 /// Every target by its name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("resp_request", resp_request),
     ("resp_reply", resp_reply),
     ("resp_session", resp_session),
@@ -47,7 +50,7 @@ fn reads(data: &[u8]) -> impl Iterator<Item = &[u8]> {
 pub fn resp_request(data: &[u8]) {
     let ends = |reads: &mut dyn Iterator<Item = &[u8]>| {
         let mut framer = RequestFramer::new();
-        framer.set_authenticated(data.len() % 2 == 0);
+        framer.set_authenticated(data.len().is_multiple_of(2));
         let (mut ends, mut at) = (Vec::new(), 0);
         for read in reads {
             let mut rest = read;
