@@ -144,6 +144,9 @@ pub const REDIS_MIRROR_REPLY_BYTES_MAX: u64 = 1 << 30;
 /// Units on their way on one Redis mirror connection: deep enough to fill a 10 ms round trip at 100,000 units a
 /// second, shallow enough that a lost connection loses little.
 pub const REDIS_MIRROR_WINDOW: usize = 1024;
+/// Units that are gathered for one send to a Redis mirror that still owes replies: a send costs as much as handling
+/// several units, and with this many one more hardly matters.
+pub const REDIS_MIRROR_GATHER: usize = 16;
 /// Bytes of a value that a divergence record shows.
 pub const DIVERGENCE_VALUE_LEN_MAX: usize = 256;
 

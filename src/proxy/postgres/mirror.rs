@@ -64,7 +64,7 @@ struct Pool {
     mode: PoolMode,
     state: RefCell<PoolState<usize>>,
     /// Connections that wait, by slot.
-    idle: RefCell<Vec<Option<Connection>>>,
+    idle: RefCell<Vec<Option<Box<Connection>>>>,
     logins: RefCell<Logins>,
     /// Of the clients that have units here, under `pace = "session"`.
     pacers: RefCell<HashMap<ClientId, SessionPacer>>,
@@ -215,22 +215,26 @@ impl Pool {
         self.mirror.work.wake_one();
     }
 
-    async fn connect(&self, ticket: &PgTicket) -> Result<Connection, Broken> {
+    async fn connect(&self, ticket: &PgTicket) -> Result<Box<Connection>, Broken> {
         let who = &ticket.unit.outcome.identity;
         let config = self.context.config.borrow().clone();
         let destination = &self.mirror.destination;
         let (user, password, name) = credentials(&config, destination, who);
-        let connection = or(
-            Connection::open(&self.context, destination, name, user, password),
-            self.retired(),
-        )
-        .await?;
+        // Boxed: these are rare, and the run of every unit would carry their size.
+        let opening = Box::pin(Connection::open(
+            &self.context,
+            destination,
+            name,
+            user,
+            password,
+        ));
+        let connection = Box::new(or(opening, self.retired()).await?);
         self.mirror.note_connection(connection.socket().downgrade());
         Ok(connection)
     }
 
     /// Runs one unit; returns whether the connection waits for another.
-    async fn run_on(&self, slot: usize, mut connection: Connection, ticket: PgTicket) -> bool {
+    async fn run_on(&self, slot: usize, mut connection: Box<Connection>, ticket: PgTicket) -> bool {
         let now_ns = self.context.ring.now_ns();
         let metrics = &self.mirror.metrics;
         metrics

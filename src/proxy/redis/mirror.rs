@@ -12,7 +12,8 @@ use super::collect::{Collected, Frame};
 use super::judge::{self, Judgement};
 use crate::config::Compare;
 use crate::limits::{
-    REDIS_COMPARE_BYTES, REDIS_MIRROR_REPLY_BYTES_MAX, REDIS_MIRROR_WINDOW, SOCKET_SEND_BYTES,
+    REDIS_COMPARE_BYTES, REDIS_MIRROR_GATHER, REDIS_MIRROR_REPLY_BYTES_MAX, REDIS_MIRROR_WINDOW,
+    SOCKET_SEND_BYTES,
 };
 use crate::metrics::ErrorWord;
 use crate::mirror::dispatch::{Dispatcher, Ticket};
@@ -96,6 +97,7 @@ impl Worker {
                     self.dispatcher().set_unavailable(false);
                     self.mirror.metrics.connections_open.set(1);
                     let broken = self.serve(&mut lane).await;
+                    self.mirror.wake_at.set(1);
                     self.mirror.metrics.connections_open.set(0);
                     self.abandon(lane, &broken);
                 }
@@ -145,6 +147,13 @@ impl Worker {
                 return Broken::Closed;
             }
             self.fill(lane);
+            // As long as a reply is to come, more units are gathered: fewer, larger sends.
+            let gathered = if lane.units > 0 {
+                REDIS_MIRROR_GATHER
+            } else {
+                1
+            };
+            self.mirror.wake_at.set(gathered);
             self.mirror.oldest_sent_ns.set(lane.oldest_sent_ns());
             let received =
                 if lane.units < REDIS_MIRROR_WINDOW && lane.socket.queued() < SOCKET_SEND_BYTES {
