@@ -590,3 +590,40 @@ fn messages_are_matched_between_both_subscriptions_sharded_ones_too() {
         pair.proxy.real().get("/api/divergences").unwrap()
     );
 }
+
+#[test]
+fn the_databases_named_on_the_command_line_are_where_clients_begin() {
+    let (primary, secondary) = (server(), server());
+    let options = ProxyOptions::new("redis", primary.address()).args(&[
+        "--secondary",
+        &secondary.address().to_string(),
+        "--mode",
+        "dual-write-shadow",
+        "--primary-db",
+        "3",
+        "--secondary-db",
+        "5",
+    ]);
+    let proxy = Proxy::start(&options);
+    let mut client = RespClient::connect(proxy.address());
+    // Over a shared lane, over a connection of its own, and after a SELECT.
+    assert_eq!(client.call(&["SET", "lane", "1"]), b"+OK\r\n");
+    assert_eq!(client.call(&["WATCH", "lane"]), b"+OK\r\n");
+    assert_eq!(client.call(&["SET", "own", "1"]), b"+OK\r\n");
+    assert_eq!(client.call(&["UNWATCH"]), b"+OK\r\n");
+    assert_eq!(client.call(&["SELECT", "7"]), b"+OK\r\n");
+    assert_eq!(client.call(&["SET", "seven", "1"]), b"+OK\r\n");
+    let keyspace = |server: &RedisServer| {
+        let text = RespClient::connect(server.address()).call(&["INFO", "keyspace"]);
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let lines = text.lines().filter(|line| line.starts_with("db"));
+        lines
+            .map(|line| line.split(",expires").next().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(keyspace(&primary), ["db3:keys=2", "db7:keys=1"]);
+    let followed = eventually(PATIENCE, || {
+        (keyspace(&secondary) == ["db5:keys=2", "db7:keys=1"]).then_some(())
+    });
+    assert!(followed.is_some(), "{:?}", keyspace(&secondary));
+}
