@@ -627,3 +627,44 @@ fn the_databases_named_on_the_command_line_are_where_clients_begin() {
     });
     assert!(followed.is_some(), "{:?}", keyspace(&secondary));
 }
+
+#[test]
+fn the_share_of_shadow_reads_is_set_at_run_time_and_a_pause_is_refused() {
+    let mut pair = Pair::new("dual-write-shadow");
+    let control = pair.proxy.real().control();
+    let post = |path: &str, body: serde_json::Value| {
+        let agent: ureq::Agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .build()
+            .into();
+        let url = format!("http://{control}/api/mirrors/secondary/{path}");
+        let mut answer = agent.post(&url).send_json(body).unwrap();
+        let text = answer.body_mut().read_to_string().unwrap();
+        (answer.status().as_u16(), text)
+    };
+    let (status, text) = post("exposure", serde_json::json!({"exposure": 0.0}));
+    assert_eq!(status, 200, "{text}");
+    let mut client = pair.client();
+    client.call(&["SET", "k", "1"]);
+    for _ in 0..100 {
+        client.call(&["GET", "k"]);
+    }
+    let ledger = eventually(PATIENCE, || {
+        let text = pair.proxy.real().get("/api/mirrors").unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let mirror = json["mirrors"][0].clone();
+        (mirror["ledger"]["delivered"] == 1).then_some(mirror)
+    })
+    .expect("the write is delivered");
+    assert_eq!(ledger["ledger"]["unexposed"], 100);
+    assert_eq!(
+        (&ledger["exposure"], &ledger["role"]),
+        (&0.0.into(), &"secondary".into())
+    );
+    // Its numbers by command stand beside the primary's.
+    assert_eq!(ledger["commands"]["SET"]["ok"], 1);
+    assert_eq!(ledger["commands"]["SET"]["primary"]["ok"], 1);
+    let (status, text) = post("pause", serde_json::json!({}));
+    assert!(status == 409 && text.contains("primary-only"), "{text}");
+    pair.same_data();
+}

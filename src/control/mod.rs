@@ -11,6 +11,7 @@ mod guard;
 pub mod http;
 mod listener;
 pub mod listing;
+pub mod log_limit;
 mod reply_text;
 pub mod report;
 pub mod sentry;
