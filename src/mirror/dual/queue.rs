@@ -14,6 +14,7 @@ use super::taint::{HashIsHash, TaintSet};
 use crate::limits::{DUAL_KEPT_BYTES, DUAL_SPARE_ITEMS_MAX};
 use crate::mirror::ledger::{DropReason, Fate, Ledger};
 use crate::mirror::unit::ClientId;
+use crate::protocol::resp::Command;
 use crate::protocol::resp::effects::Expected;
 
 /// What an item is.
@@ -55,6 +56,8 @@ pub struct Item {
     pub request: Vec<u8>,
     /// Number of commands in `request`.
     pub commands: u32,
+    /// The command, if it is a single one that is known.
+    pub command: Option<&'static Command>,
     /// What goes to the secondary; empty: the request itself.
     pub rewritten: Vec<u8>,
     /// What each command that goes to the secondary must be answered with; empty: what the primary answered.

@@ -46,6 +46,7 @@ pub fn start_workers(context: &Rc<Context>, mirror: Rc<PgMirror>) {
         logins: RefCell::default(),
         pacers: RefCell::default(),
         due_ns: Cell::new(u64::MAX),
+        waits: Cell::new(false),
         leaving: RefCell::default(),
         lost_log: Quiet::default(),
         error_log: Quiet::default(),
@@ -70,6 +71,8 @@ struct Pool {
     pacers: RefCell<HashMap<ClientId, SessionPacer>>,
     /// When the first unit that only waits for its time may start.
     due_ns: Cell<u64>,
+    /// Units wait because every connection is in use.
+    waits: Cell<bool>,
     /// Clients that have left with units still here.
     leaving: RefCell<Vec<ClientId>>,
     lost_log: Quiet,
@@ -104,8 +107,12 @@ impl Pool {
         self.see_off();
         self.due_ns.set(u64::MAX);
         if self.state.borrow().is_exhausted() {
+            if self.dispatcher().queued_units() > 0 && !self.waits.replace(true) {
+                self.mirror.metrics.pool_waits.add(1);
+            }
             return None;
         }
+        self.waits.set(false);
         let now_ns = self.context.ring.now_ns();
         let config = self.context.config.borrow().clone();
         let ticket = {

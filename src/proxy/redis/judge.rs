@@ -3,7 +3,7 @@
 use super::RedisOutcome;
 use super::collect::Frame;
 use crate::config::Compare;
-use crate::metrics::DivergenceKind;
+use crate::metrics::{DivergenceKind, MirrorMetrics};
 use crate::mirror::unit::Unit;
 use crate::protocol::resp::compare::{self, Comparison, compare, compare_at_a_glance};
 use crate::protocol::resp::{Reply, Request, RequestFramer, command};
@@ -28,6 +28,16 @@ pub(super) struct Found {
     pub kind: DivergenceKind,
     pub primary: Vec<u8>,
     pub secondary: Vec<u8>,
+}
+
+/// Counts a difference under its command.
+pub(super) fn diverge_command(metrics: &MirrorMetrics, found: &Found) {
+    let commands = &metrics.commands;
+    match command::lookup(found.command.as_bytes(), None) {
+        Some(command) => commands.at(command.index(), command.name()),
+        None => commands.other(),
+    }
+    .diverge(found.kind);
 }
 
 /// Compares the reply of `unit` at the primary with `frame`, the last reply of the mirror.

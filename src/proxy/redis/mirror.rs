@@ -9,7 +9,7 @@ use futures_lite::future::or;
 
 use super::RedisOutcome;
 use super::collect::{Collected, Frame};
-use super::judge::{self, Judgement};
+use super::judge::{self, Judgement, diverge_command};
 use crate::config::Compare;
 use crate::limits::{
     REDIS_COMPARE_BYTES, REDIS_MIRROR_GATHER, REDIS_MIRROR_REPLY_BYTES_MAX, REDIS_MIRROR_WINDOW,
@@ -255,9 +255,17 @@ impl Worker {
         let metrics = &self.mirror.metrics;
         let latency = self.context.ring.now_ns().saturating_sub(sent_ns);
         metrics.latency.record(latency);
-        metrics
-            .primary_latency
-            .record(ticket.unit.outcome.latency_ns);
+        let outcome = &ticket.unit.outcome;
+        metrics.primary_latency.record(outcome.latency_ns);
+        if let Some(command) = outcome.command {
+            let (place, name) = (command.index(), command.name());
+            let failed = |reply: &[u8]| matches!(reply.first(), Some(b'-' | b'!'));
+            let (mine, primary) = (&metrics.commands, &metrics.primary_commands);
+            mine.at(place, name).record(!failed(frame.bytes()), latency);
+            primary
+                .at(place, name)
+                .record(!failed(&outcome.reply), outcome.latency_ns);
+        }
         if self.mirror.options.compare != Compare::Off {
             match judge::judge(&ticket.unit, frame, self.mirror.options.compare) {
                 Judgement::Equal => metrics.compared.add(1),
@@ -265,6 +273,7 @@ impl Worker {
                 Judgement::Different(report) => {
                     metrics.compared.add(1);
                     metrics.diverge(report.kind);
+                    diverge_command(metrics, &report);
                     self.tell(*report, &ticket);
                 }
             }

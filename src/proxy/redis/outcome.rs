@@ -1,7 +1,7 @@
 //! What a unit carries besides its bytes: the primary's reply and what a mirror connection must be like.
 
 use crate::mirror::unit::Outcome;
-use crate::protocol::resp::command::Command;
+use crate::protocol::resp::Command;
 
 /// The primary's side of a unit.
 #[derive(Debug, Default)]
@@ -11,7 +11,7 @@ pub struct RedisOutcome {
     pub reply: Vec<u8>,
     /// Replies that the mirror will send: one for each command of the unit.
     pub replies: u32,
-    /// The command, if the unit is a single one that the table knows.
+    /// The command, if the unit is a single one that is known.
     pub command: Option<&'static Command>,
     /// The database the client had selected.
     pub db: u32,

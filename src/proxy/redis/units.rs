@@ -177,6 +177,11 @@ impl Units {
             .is_some_and(|kind| matches!(kind, b'-' | b'!'));
         if failed {
             metrics.errors.count(ErrorWord::of_redis(frame.bytes()));
+            match pending.command {
+                Some(command) if command.is_readonly() => metrics.read_errors.add(1),
+                Some(command) if command.is_write() => metrics.write_errors.add(1),
+                _ => {}
+            }
         }
         let command = match pending.command {
             Some(command) => metrics.commands.at(command.index(), command.name()),
@@ -273,6 +278,7 @@ impl Units {
             exposed,
             class,
             content,
+            command,
             commands,
             began_ns,
             db,
@@ -293,6 +299,7 @@ impl Units {
         let now_ns = self.context.ring.now_ns();
         draft.class = class;
         draft.outcome.replies = commands;
+        // A transaction's time is not that of one command.
         draft.outcome.command = command.filter(|_| commands == 1);
         draft.outcome.db = db;
         draft.outcome.resp = over.resp;

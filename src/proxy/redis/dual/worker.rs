@@ -6,7 +6,7 @@ use std::rc::Rc;
 use futures_lite::future::or;
 
 use super::super::collect::{Collected, Frame};
-use super::super::judge::{Found, Judgement};
+use super::super::judge::{Found, Judgement, diverge_command};
 use super::link::{Broken, Link};
 use super::{Dual, State, judge, nanos, other};
 use crate::limits::{DUAL_WINDOW, REDIS_COMPARE_BYTES, SOCKET_SEND_BYTES};
@@ -144,6 +144,7 @@ impl Dual {
 
     pub(super) fn tell(&self, found: Found, client: ClientId) {
         self.metrics.diverge(found.kind);
+        diverge_command(&self.metrics, &found);
         let report = DivergenceReport {
             source: self.source.clone(),
             mirror: self.follower().name.clone(),
@@ -173,6 +174,14 @@ impl Dual {
             Kind::Write | Kind::Script | Kind::Read if !gave_up => {
                 metrics.latency.record(now_ns.saturating_sub(sent_ns));
                 metrics.primary_latency.record(item.latency_ns);
+                if let Some(command) = item.command {
+                    let (place, name) = (command.index(), command.name());
+                    let latency_ns = now_ns.saturating_sub(sent_ns);
+                    let refused = matches!(item.reply.first(), Some(b'-' | b'!'));
+                    let (mine, primary) = (&metrics.commands, &metrics.primary_commands);
+                    mine.at(place, name).record(!failed, latency_ns);
+                    primary.at(place, name).record(!refused, item.latency_ns);
+                }
                 metrics
                     .queue_delay
                     .record(sent_ns.saturating_sub(item.queued_ns));
