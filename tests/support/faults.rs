@@ -132,6 +132,11 @@ pub struct Load {
 impl Load {
     /// Starts `clients` of them. Client *n* counts in `a:n` and `b:n`.
     pub fn start(address: SocketAddr, clients: usize, padding: usize) -> Load {
+        Load::paced(address, clients, padding, Duration::ZERO)
+    }
+
+    /// The same, and each client rests so long between two transactions.
+    pub fn paced(address: SocketAddr, clients: usize, padding: usize, rest: Duration) -> Load {
         let (stop, done) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let slowest_ns = Arc::<AtomicU64>::default();
         let threads = (0..clients).map(|number| {
@@ -151,6 +156,7 @@ impl Load {
                     }
                     slowest.fetch_max(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
                     done.fetch_add(1, Ordering::Relaxed);
+                    std::thread::sleep(rest);
                 }
                 Ok(())
             })
