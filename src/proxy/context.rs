@@ -291,6 +291,21 @@ impl Context {
         }
     }
 
+    /// Logs that a login went on without TLS to the primary: a downgrade is allowed by `tls = "prefer"`, not kept quiet.
+    pub fn plaintext_leg(&self, database: &str) {
+        let what = xxhash_rust::xxh3::xxh3_64_with_seed(database.as_bytes(), 1);
+        let admitted = (self.complaints.borrow_mut()).admit(what, self.ring.now_ns());
+        if let Some(suppressed) = admitted {
+            tracing::warn!(
+                database,
+                suppressed,
+                "a session's connection to the primary is not encrypted: its client insists on having looked for channel \
+                 binding, which two different certificates rule out. Give the listener the primary's certificate, set \
+                 auth = \"terminate\", or tls = \"require\" to refuse such clients"
+            );
+        }
+    }
+
     fn live_sessions(&self) -> Vec<Rc<dyn Session>> {
         self.sessions
             .borrow()
