@@ -150,11 +150,11 @@ impl PgLoad {
         }
     }
 
-    fn finish(self) {
+    /// Ends the clients; false: one of them failed.
+    fn finish(self) -> bool {
         self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads {
-            thread.join().unwrap();
-        }
+        let ends = self.threads.into_iter().map(JoinHandle::join);
+        ends.fold(true, |all, end| all && end.is_ok())
     }
 }
 
@@ -268,6 +268,18 @@ fn postgres_pair() -> [PostgresServer; 2] {
     })
 }
 
+/// What there is to know of a proxy whose clients failed.
+fn show(bench: &Bench<PostgresServer>) {
+    let activity = "SELECT pid, state, wait_event_type, wait_event, query FROM pg_stat_activity";
+    eprintln!("primary: {:?}", bench.primary.sql("postgres", activity));
+    eprintln!("mirror: {:?}", bench.mirror.sql("postgres", activity));
+    for path in ["/api/status", "/api/mirrors", "/api/clients"] {
+        eprintln!("{path}: {:?}", bench.proxy.get(path));
+    }
+    let log = bench.proxy.log();
+    eprintln!("{}", log[log.len().saturating_sub(60)..].join("\n"));
+}
+
 /// Each client's two counters agree on the mirror, and together they are what the ledger says.
 fn judge_redis(bench: &Bench<RedisServer>, transactions: u64) -> Ledger {
     let books = Ledger::settled(bench.proxy.control());
@@ -349,7 +361,10 @@ fn a_run_with_reconnects_and_faults_ends_with_flat_memory_and_exact_books() {
         }
         samples.take(began, [&redis.proxy, &postgres.proxy]);
         let (done, ends) = load.finish();
-        pg_load.finish();
+        if !pg_load.finish() {
+            show(&postgres);
+            panic!("a client of Postgres failed");
+        }
         assert!(ends.iter().all(Result::is_ok), "{ends:?}");
         transactions += done;
         rounds += 1;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crossbeam_channel::Sender;
 
+use super::resolver::Resolver;
 use super::tls::TlsStore;
 use crate::config::Config;
 use crate::limits::{
@@ -151,6 +152,8 @@ pub struct Context {
     pub random: RefCell<fastrand::Rng>,
     /// To the control thread.
     pub events: Sender<Event>,
+    /// Addresses of the databases' names.
+    pub(super) resolver: Resolver,
     sessions: RefCell<HashMap<ClientId, Weak<dyn Session>>>,
     next_client: Cell<u64>,
     draining: Cell<bool>,
@@ -181,6 +184,7 @@ impl Context {
             config: RefCell::new(config),
             tls,
             events,
+            resolver: Resolver::default(),
             sessions: RefCell::default(),
             // Unique in the process: the core's number in the top bits.
             next_client: Cell::new((core as u64) << 48 | 1),
