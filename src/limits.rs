@@ -280,8 +280,8 @@ pub const REDIS_WINDOW_FIRST: usize = 1;
 /// The most: a deep pipeline fills a 10 ms round trip at 100,000 commands a second.
 pub const REDIS_WINDOW_MAX: usize = 1024;
 
-/// Replies that clients of one core have not read, all slow readers together. The one that exceeds it is closed; the
-/// largest bulk string that Redis allows fits.
+/// Replies that clients have not read, all slow readers of all cores together: a bound for each core would grow with
+/// the machine. The one that exceeds it is closed; the largest bulk string that Redis allows fits.
 pub const REDIS_SPILL_BYTES_MAX: usize = 1 << 30;
 
 /// Of a large reply that nobody compares, how much is kept to know its kind: a status line and an error's word.
@@ -337,3 +337,13 @@ pub const TLS_SESSIONS_MAX: usize = 1024;
 /// Lines that one place in the code writes to the log in a second: enough to see what happens, and a flood of refused
 /// clients fills no disk.
 pub const LOG_LINES_PER_SECOND_MAX: u32 = 20;
+// --- names of databases --------------------------------------------------------------------------
+
+/// How long an address of a name is taken for right: a database that moved is found within about a second.
+pub const NAME_FRESH_NS: u64 = 1_000_000_000;
+
+/// How long it still serves while it is asked for again: connections of an ordinary load do not wait for a resolver.
+pub const NAME_STALE_NS: u64 = 30_000_000_000;
+
+/// Between two looks whether the resolver has answered: little beside what it takes.
+pub const NAME_POLL: Duration = Duration::from_millis(2);
