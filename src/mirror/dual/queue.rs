@@ -73,6 +73,10 @@ pub struct Item {
     pub latency_ns: u64,
     /// When the primary's reply arrived.
     pub answered_ns: u64,
+    /// When a key of it ends, if the primary may have executed it before that: milliseconds since 1970.
+    pub ends_ms: Option<u64>,
+    /// Its place among other writes is not sure enough for a reply that differs to prove anything.
+    pub raced: bool,
 }
 
 impl Item {

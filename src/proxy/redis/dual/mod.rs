@@ -23,6 +23,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::observe::{Answered, Backend, Observer};
 use crate::config::{Config, Database, DualWrite, RedisMode};
 use crate::metrics::MirrorMetrics;
+use crate::mirror::dual::expiries::Expiries;
 use crate::mirror::dual::order::{Order, Stream};
 use crate::mirror::dual::queue::{DualBounds, DualQueue};
 use crate::mirror::dual::scripts::ScriptCache;
@@ -72,6 +73,7 @@ pub struct Dual {
 struct State {
     queue: DualQueue,
     order: Order,
+    expiries: Expiries,
     scripts: ScriptCache,
     rewrite: Rewrite,
     rereads: reread::Rereads,
@@ -106,6 +108,7 @@ impl Dual {
             state: RefCell::new(State {
                 queue: DualQueue::new(bounds, metrics.ledger.clone()),
                 order: Order::default(),
+                expiries: Expiries::default(),
                 scripts: ScriptCache::default(),
                 rewrite: Rewrite::default(),
                 rereads: reread::Rereads::default(),

@@ -125,8 +125,11 @@ struct HeldBack {
     due_ns: u64,
     found: Found,
     client: ClientId,
-    keys: Vec<u64>,
+    /// Its bytes, for its keys.
+    request: Vec<u8>,
+    db: u32,
     answered_ns: u64,
+    raced: bool,
 }
 
 enum Next {
@@ -174,16 +177,14 @@ impl Rereads {
         if self.held_back.len() >= REREADS_MAX {
             return false;
         }
-        let mut hashes = Vec::new();
-        keys::visit(&item.request, item.db, |db, key| {
-            hashes.push(keys::hash(db, key))
-        });
         self.held_back.push_back(HeldBack {
             due_ns: now_ns + HOLD_BACK_NS,
             found: found.clone(),
             client: item.client,
-            keys: hashes,
+            request: item.request.clone(),
+            db: item.db,
             answered_ns: item.answered_ns,
+            raced: item.raced,
         });
         true
     }
@@ -223,15 +224,24 @@ impl Dual {
                 let Some(held) = held_back.pop_front() else {
                     return;
                 };
-                let raced = held.keys.iter().any(|key| {
-                    state.order.doubted_since(*key, held.answered_ns)
-                        || state.queue.taint.contains(*key)
+                let mut raced = held.raced;
+                keys::visit(&held.request, held.db, |db, key| {
+                    let hash = keys::hash(db, key);
+                    raced |= state.order.doubted_since(hash, held.answered_ns)
+                        || state.queue.taint.contains(hash);
                 });
+                if held.raced {
+                    // Who was first is not known: what came of it is copied.
+                    state.queue.taint_unit(&held.request, held.db);
+                }
                 (!raced).then_some(held)
             };
             match told {
                 Some(held) => self.tell(held.found, held.client),
-                None => self.metrics.diverge(DivergenceKind::Transient),
+                None => {
+                    self.metrics.diverge(DivergenceKind::Transient);
+                    self.chores.wake_all();
+                }
             }
         }
     }

@@ -8,9 +8,10 @@ use futures_lite::future::or;
 use super::super::collect::{Collected, Frame};
 use super::super::judge::{Found, Judgement};
 use super::link::{Broken, Link};
-use super::{Dual, State, judge, nanos, other};
+use super::{Dual, State, judge, nanos, other, unix_ms};
 use crate::limits::{DUAL_WINDOW, REDIS_COMPARE_BYTES, SOCKET_SEND_BYTES};
 use crate::metrics::{DivergenceKind, ErrorWord};
+use crate::mirror::dual::expiries::may_have_ended;
 use crate::mirror::dual::keys;
 use crate::mirror::dual::queue::{Item, Kind};
 use crate::mirror::dual::repair::is_foreign_format;
@@ -165,6 +166,11 @@ impl Dual {
         let state = &mut *self.state.borrow_mut();
         let now_ns = self.context.ring.now_ns();
         let gave_up = std::mem::take(&mut state.gave_up);
+        // A key may have ended here before the write and there behind it.
+        let ended = item.ends_ms.is_some_and(|end_ms| may_have_ended(end_ms, unix_ms()));
+        if ended {
+            state.queue.taint_unit(&item.request, item.db);
+        }
         match item.kind {
             Kind::Repair(_) if !failed => metrics.repaired_keys.add(1),
             Kind::Reread(number) => {
@@ -176,13 +182,19 @@ impl Dual {
                 metrics
                     .queue_delay
                     .record(sent_ns.saturating_sub(item.queued_ns));
-                self.book(state, &item, judgement);
+                match judgement {
+                    Judgement::Different(found) if ended && !is_refusal(&found) => {
+                        metrics.compared.add(1);
+                        metrics.diverge(DivergenceKind::Transient);
+                    }
+                    judgement => self.book(state, &item, judgement),
+                }
             }
             _ => {}
         }
         state.queue.delivered(item, failed);
         // A key was tainted, or a mismatch waits to be read again.
-        if failed || state.rereads.is_due() {
+        if failed || ended || state.rereads.is_due() {
             self.chores.wake_all();
         }
     }
@@ -198,7 +210,7 @@ impl Dual {
         keys::visit(&item.request, item.db, |db, key| {
             tainted |= state.queue.in_doubt(keys::hash(db, key))
         });
-        let refused = found.kind == DivergenceKind::SecondaryError;
+        let refused = is_refusal(&found);
         if tainted && !refused {
             return self.metrics.not_compared.add(1);
         }
@@ -443,6 +455,10 @@ impl Lane {
         });
         true
     }
+}
+
+fn is_refusal(found: &Found) -> bool {
+    found.kind == DivergenceKind::SecondaryError
 }
 
 /// An error means that a write did not take place here although it did at the other backend.
