@@ -281,7 +281,10 @@ mod tests {
         assert_eq!(place, Waited::default(), "long ago");
         // It arrived after the other was answered.
         order.answered(5, 1, 200 * ms, 201 * ms);
-        assert_eq!(order.waited(5, 2, 202 * ms, 203 * ms, true), Waited::default());
+        assert_eq!(
+            order.waited(5, 2, 202 * ms, 203 * ms, true),
+            Waited::default()
+        );
     }
 
     #[test]

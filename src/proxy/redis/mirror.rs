@@ -10,11 +10,12 @@ use futures_lite::future::or;
 use super::RedisOutcome;
 use super::collect::{Collected, Frame};
 use super::judge::{self, Judgement};
+use super::outcome::{at_secondary, is_write};
 use crate::config::Compare;
 use crate::limits::{
     REDIS_COMPARE_BYTES, REDIS_MIRROR_REPLY_BYTES_MAX, REDIS_MIRROR_WINDOW, SOCKET_SEND_BYTES,
 };
-use crate::metrics::ErrorWord;
+use crate::metrics::{ErrorWord, WriteFailure};
 use crate::mirror::dispatch::{Dispatcher, Ticket};
 use crate::mirror::ledger::Fate;
 use crate::mirror::payload::Part;
@@ -246,6 +247,13 @@ impl Worker {
         let metrics = &self.mirror.metrics;
         let latency = self.context.ring.now_ns().saturating_sub(sent_ns);
         metrics.latency.record(latency);
+        let command = ticket.unit.outcome.command;
+        let failed = matches!(frame.bytes().first(), Some(b'-' | b'!'));
+        let by_command = at_secondary(metrics, command);
+        by_command.record(!failed, latency);
+        if failed && is_write(command) {
+            by_command.fail_write(WriteFailure::Refused);
+        }
         metrics
             .primary_latency
             .record(ticket.unit.outcome.latency_ns);
@@ -256,6 +264,7 @@ impl Worker {
                 Judgement::Different(report) => {
                     metrics.compared.add(1);
                     metrics.diverge(report.kind);
+                    by_command.diverge(report.kind);
                     self.tell(*report, &ticket);
                 }
             }
@@ -289,6 +298,10 @@ impl Worker {
         }
         for flight in lane.flights {
             if let Flight::Unit { ticket, .. } = flight {
+                let command = ticket.unit.outcome.command;
+                if is_write(command) {
+                    at_secondary(&self.mirror.metrics, command).fail_write(WriteFailure::Lost);
+                }
                 self.dispatcher().settle(ticket, Fate::Errored);
             }
         }

@@ -1,6 +1,8 @@
 //! What a unit carries besides its bytes: the primary's reply and what a mirror connection must be like.
 
+use crate::metrics::{CommandMetrics, MirrorMetrics};
 use crate::mirror::unit::Outcome;
+use crate::protocol::resp::{Command, CommandCategory};
 
 /// The primary's side of a unit.
 #[derive(Debug, Default)]
@@ -12,6 +14,8 @@ pub struct RedisOutcome {
     pub replies: u32,
     /// The database the client had selected.
     pub db: u32,
+    /// The command; of a transaction its MULTI. `None`: the table does not know it.
+    pub command: Option<&'static Command>,
     /// The RESP version the client had negotiated: 2 or 3.
     pub resp: u8,
     /// From the command's arrival to its reply at the primary.
@@ -24,6 +28,7 @@ impl Outcome for RedisOutcome {
         self.reply.shrink_to(1024);
         self.replies = 0;
         self.db = 0;
+        self.command = None;
         self.resp = 0;
         self.latency_ns = 0;
     }
@@ -31,4 +36,25 @@ impl Outcome for RedisOutcome {
     fn held_bytes(&self) -> usize {
         self.reply.capacity()
     }
+}
+
+/// A command's numbers at a secondary.
+pub fn at_secondary<'a>(
+    metrics: &'a MirrorMetrics,
+    command: Option<&'static Command>,
+) -> &'a CommandMetrics {
+    match command {
+        Some(command) => metrics.commands.at(command.index(), command.name()),
+        None => metrics.commands.other(),
+    }
+}
+
+/// Whether a command is booked as a write.
+pub fn is_write(command: Option<&Command>) -> bool {
+    command.is_none_or(|command| {
+        matches!(
+            command.category(),
+            CommandCategory::Write | CommandCategory::Script | CommandCategory::Blocking
+        )
+    })
 }

@@ -223,9 +223,8 @@ fn entry_id<'a>(entry: Reply<'a>) -> Option<&'a [u8]> {
 /// What IDLE or TIME of an XCLAIM make of the entries' time of delivery.
 fn delivery_time(request: &Request<'_>, now_unix_ms: u64) -> Option<u64> {
     (5..request.len()).find_map(|at| {
-        let number = || -> Option<u64> {
-            std::str::from_utf8(request.arg(at + 1)?).ok()?.parse().ok()
-        };
+        let number =
+            || -> Option<u64> { std::str::from_utf8(request.arg(at + 1)?).ok()?.parse().ok() };
         if request.arg_is(at, b"IDLE") {
             return number().map(|idle_ms| now_unix_ms.saturating_sub(idle_ms));
         }

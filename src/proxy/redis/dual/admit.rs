@@ -138,6 +138,7 @@ impl Dual {
         item.client = answered.client;
         item.db = answered.db;
         item.commands = answered.commands;
+        item.command = answered.command;
         item.queued_ns = self.context.ring.now_ns();
         item.answered_ns = answered.answered_ns;
         item.latency_ns = answered.answered_ns.saturating_sub(answered.arrived_ns);

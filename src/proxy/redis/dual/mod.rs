@@ -65,6 +65,8 @@ pub struct Dual {
     /// The worker's connection, so that a stop can reach it.
     connection: RefCell<Option<WeakSocket>>,
     connected: Cell<bool>,
+    /// The connection is replaced because it did not answer in time.
+    timed_out: Cell<bool>,
     retired: Cell<bool>,
     /// Counters.
     pub metrics: Arc<MirrorMetrics>,
@@ -125,6 +127,7 @@ impl Dual {
             outstanding: Cell::new(0),
             connection: RefCell::default(),
             connected: Cell::new(false),
+            timed_out: Cell::new(false),
             retired: Cell::new(false),
             metrics,
         });
@@ -195,6 +198,7 @@ impl Dual {
         let stuck = worker::is_stuck(self, now_ns);
         if stuck {
             self.metrics.unit_timeouts.add(1);
+            self.timed_out.set(true);
             self.end_connection();
         }
         self.note_gauges();

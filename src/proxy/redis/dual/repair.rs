@@ -168,7 +168,10 @@ impl Repair {
             tracing::warn!(source = dual.source, %problem, "a key cannot be copied");
             return state.queue.taint.retry(hash, now_ns);
         }
-        if let Some(end_ms) = answers.get(1).and_then(|bytes| Reply::parse(bytes).integer()) {
+        if let Some(end_ms) = answers
+            .get(1)
+            .and_then(|bytes| Reply::parse(bytes).integer())
+        {
             let end = u64::try_from(end_ms).map_or(End::Never, End::At);
             state.expiries.note(hash, end);
         }
