@@ -170,6 +170,8 @@ pub struct MirrorMetrics {
     pub tainted_keys: Counter,
     /// Keys repaired (Redis).
     pub repaired_keys: Counter,
+    /// Gauge: the mode of a dual write that is in force, counted from 1; 0: this is none (Redis).
+    pub mode: Counter,
     /// Shadow subscriptions that failed (Redis).
     pub pubsub_errors: Counter,
     /// Messages that only the primary's subscription saw (Redis).
@@ -211,6 +213,7 @@ impl MirrorMetrics {
             shadow_read_errors: Counter::default(),
             tainted_keys: Counter::default(),
             repaired_keys: Counter::default(),
+            mode: Counter::default(),
             pubsub_errors: Counter::default(),
             pubsub_missing: Counter::default(),
             pubsub_extra: Counter::default(),

@@ -75,6 +75,8 @@ struct Answers {
     heavy: Latest,
     /// When two overlapping writes were noticed last.
     doubted_ns: u64,
+    /// When a command that had waited was answered last, right behind a write of another stream.
+    waited_ns: u64,
 }
 
 impl Answers {
@@ -166,6 +168,9 @@ impl Order {
             unknown: overlaps(&answers.heavy, ORDER_LAG_NS),
             near: overlaps(in_the_way, ORDER_NEAR_NS),
         };
+        if overlaps(&answers.any, ORDER_NEAR_NS) {
+            answers.waited_ns = answered_ns;
+        }
         let weight = if exact { Weight::Light } else { Weight::Heavy };
         answers.note(stream, answered_ns, weight);
         if place.unknown {
@@ -179,6 +184,12 @@ impl Order {
     /// Whether overlapping writes of the key were noticed at `since_ns` or later.
     pub fn doubted_since(&self, key: u64, since_ns: u64) -> bool {
         self.recall(key).doubted_ns >= since_ns || since_ns < self.horizon_ns
+    }
+
+    /// Whether a command that had waited was answered at `since_ns` or later, right behind a write of another stream. It
+    /// may have been executed in front of it: the write found a shorter list than the secondary's.
+    pub fn waited_since(&self, key: u64, since_ns: u64) -> bool {
+        self.recall(key).waited_ns >= since_ns
     }
 
     /// The same for what touches every key. True if any write of another stream overlaps.
@@ -269,6 +280,10 @@ mod tests {
         order.weighed(7, 1, 99 * ms, 100 * ms, Weight::Light);
         let place = order.waited(7, 2, 10 * ms, 100 * ms, true);
         assert_eq!(place, Waited::default());
+        assert!(
+            order.waited_since(7, 100 * ms),
+            "but the push's reply proves nothing"
+        );
         // A script may have done anything: a different reply proves nothing, but nothing is copied.
         order.weighed(8, 1, 99 * ms, 100 * ms, Weight::Unknown);
         let place = order.waited(8, 2, 10 * ms, 101 * ms, true);

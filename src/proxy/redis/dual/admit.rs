@@ -1,6 +1,6 @@
 //! From answered commands to items for the backend that follows.
 
-use super::super::observe::Answered;
+use super::super::observe::{Answered, Observer as _};
 use super::{Dual, unix_ms};
 use crate::config::{Blocking, SampleBy};
 use crate::limits::REDIS_COMPARE_BYTES;
@@ -125,10 +125,9 @@ impl Dual {
 
     /// Queues what an answered command means for the backend that follows.
     pub(super) fn take(&self, answered: &Answered<'_>) {
-        if !self.mode.get().writes_both() {
-            return;
-        }
-        let state = &mut *self.state.borrow_mut();
+        let late = answered.backend != self.front();
+        let mut guard = self.state.borrow_mut();
+        let state = &mut *guard;
         if answered.oversize {
             // Nobody knows its keys any more.
             state.queue.refuse(b"", answered.db, DropReason::Oversize);
@@ -143,6 +142,14 @@ impl Dual {
         item.answered_ns = answered.answered_ns;
         item.latency_ns = answered.answered_ns.saturating_sub(answered.arrived_ns);
         answered.request.copy_into(&mut item.request);
+        if !late && !self.mode.get().writes_both() {
+            // Nobody follows since it was sent: what the other backend misses is copied should it follow again.
+            if writes(&item.request) {
+                state.queue.taint_unit(&item.request, item.db);
+            }
+            state.queue.exclude();
+            return state.queue.recycle(item);
+        }
         state.rewrite.clear();
         let fate = match answered.commands {
             1 => self.one(&mut item, answered, &mut state.rewrite),
@@ -175,6 +182,14 @@ impl Dual {
         let compares = item.kind == Kind::Read || answered.reply.len() <= REDIS_COMPARE_BYTES;
         if answered.whole && compares {
             item.reply.extend_from_slice(answered.reply);
+        }
+        if late {
+            state.queue.exclude();
+            drop(guard);
+            if let Some(dual) = self.this.upgrade() {
+                dual.take_late(item);
+            }
+            return;
         }
         if item.kind.writes() {
             self.note_ends(state, &mut item, answered);

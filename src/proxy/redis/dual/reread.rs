@@ -15,6 +15,7 @@ use crate::metrics::{DivergenceKind, MirrorMetrics};
 use crate::mirror::dual::keys;
 use crate::mirror::dual::queue::{Item, Kind};
 use crate::mirror::unit::ClientId;
+use crate::protocol::resp::Command;
 use crate::proxy::backoff::Backoff;
 use crate::proxy::redis::observe::{Backend, Observer as _};
 
@@ -130,6 +131,8 @@ struct HeldBack {
     db: u32,
     answered_ns: u64,
     raced: bool,
+    /// It may have waited itself.
+    waited: bool,
 }
 
 enum Next {
@@ -185,6 +188,7 @@ impl Rereads {
             db: item.db,
             answered_ns: item.answered_ns,
             raced: item.raced,
+            waited: item.commands == 1 && item.command.is_some_and(Command::may_block),
         });
         true
     }
@@ -224,17 +228,18 @@ impl Dual {
                 let Some(held) = held_back.pop_front() else {
                     return;
                 };
-                let mut raced = held.raced;
+                let (mut raced, mut overtaken) = (false, held.raced);
                 keys::visit(&held.request, held.db, |db, key| {
                     let hash = keys::hash(db, key);
+                    overtaken |= !held.waited && state.order.waited_since(hash, held.answered_ns);
                     raced |= state.order.doubted_since(hash, held.answered_ns)
                         || state.queue.taint.contains(hash);
                 });
-                if held.raced {
+                if overtaken {
                     // Who was first is not known: what came of it is copied.
                     state.queue.taint_unit(&held.request, held.db);
                 }
-                (!raced).then_some(held)
+                (!raced && !overtaken).then_some(held)
             };
             match told {
                 Some(held) => self.tell(held.found, held.client),
