@@ -225,11 +225,25 @@ pub const TAINT_KEYS_MAX: usize = 100_000;
 /// Bytes of their names.
 pub const TAINT_BYTES_MAX: usize = 16 << 20;
 
-/// Keys whose latest answers are remembered per generation, of which there are two: 40 bytes each.
+/// Keys whose latest answers are remembered per generation, of which there are two: 90 bytes each.
 pub const ORDER_KEYS_MAX: usize = 65_536;
 
 /// Age of a generation: longer than an ordinary command takes, so that what is forgotten cannot overlap.
 pub const ORDER_GENERATION_NS: u64 = 10_000_000_000;
+
+/// How long before its answer was read a command that waited may have been executed: a turn of a busy core. Writes that
+/// matter to it and were answered within that time make its keys be copied again.
+pub const ORDER_LAG_NS: u64 = 10_000_000;
+
+/// The same for the question whether a reply that differs proves anything: an overloaded core.
+pub const ORDER_NEAR_NS: u64 = 100_000_000;
+
+/// How far the clocks of two servers, and of the machine of the proxy, may lie apart when it is asked whether a key may
+/// have ended on one of them before a write and on the other one behind it.
+pub const EXPIRY_CLOCK_SKEW_MS: u64 = 100;
+
+/// Keys whose end is remembered per generation, of which there are two: 24 bytes each.
+pub const EXPIRY_KEYS_MAX: usize = 65_536;
 
 /// Items that a dual write's queue keeps for reuse.
 pub const DUAL_SPARE_ITEMS_MAX: usize = 1024;

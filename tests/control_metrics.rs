@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use control_support::filled_registry;
 use parhelion::metrics::{
     COMPAT_TABLE, DivergenceKind, Kind, Metric, Protocol, Registry, Scrape, TABLE, TextFormat,
-    encode, encode_tables,
+    WriteFailure, encode, encode_tables,
 };
 use parhelion::mirror::ledger::{DropReason, Fate};
 
@@ -59,6 +59,10 @@ fn every_exposed_series_is_in_the_table_and_the_other_way_round() {
         .commands
         .at(3, "get")
         .diverge(DivergenceKind::MigrationGap);
+    redis
+        .commands
+        .at(4, "set")
+        .fail_write(WriteFailure::Refused);
     let scrape = Scrape::take(&registry, "1.2.3", 1.5, true);
     let tables = [TABLE, COMPAT_TABLE];
     let expected: BTreeSet<_> = tables.into_iter().flatten().flat_map(samples_of).collect();

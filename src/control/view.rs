@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::divergences::DivergenceFilter;
 use super::state::ControlState;
+use crate::config::RedisMode;
 use crate::metrics::{
     CommandTotal, CoreTotal, DivergenceKind, Latency, MirrorTotal, ProcessSample, Protocol, Scrape,
     SourceTotal,
@@ -207,6 +208,7 @@ fn mirror(state: &ControlState, total: &MirrorTotal) -> Value {
         },
         "unit_timeouts": total.unit_timeouts,
         "shadow_read_errors": total.shadow_read_errors,
+        "mode": mode(total.mode),
         "repair": {"tainted_keys": total.tainted_keys, "repaired_keys": total.repaired_keys},
         "pubsub": {
             "errors": total.pubsub_errors,
@@ -215,6 +217,16 @@ fn mirror(state: &ControlState, total: &MirrorTotal) -> Value {
         },
         "commands": paired_commands(total),
     })
+}
+
+/// The mode that is in force, which may not be the one that was asked for: backends change places when both are equal.
+fn mode(number: u64) -> Value {
+    let at = usize::try_from(number).unwrap_or(usize::MAX);
+    match at.checked_sub(1).and_then(|at| RedisMode::WORDS.get(at)) {
+        Some(word) => (*word).into(),
+        None if number == 0 => Value::Null,
+        None => "changing".into(),
+    }
 }
 
 fn ledger(ledger: &LedgerSnapshot) -> Value {

@@ -9,6 +9,7 @@ use super::error_table::ErrorTable;
 use super::histogram::AtomicHistogram;
 use crate::limits::METRIC_COMMANDS_MAX;
 use crate::mirror::ledger::{Counter, Ledger};
+use crate::protocol::resp::compare;
 
 /// How a mirror's answer differed from the primary's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,6 +63,18 @@ impl DivergenceKind {
     /// Whether it says that the candidate is different; noise and races do not.
     pub const fn is_real(self) -> bool {
         !matches!(self, DivergenceKind::Noise | DivergenceKind::Transient)
+    }
+}
+
+impl From<compare::DivergenceKind> for DivergenceKind {
+    fn from(kind: compare::DivergenceKind) -> DivergenceKind {
+        match kind {
+            compare::DivergenceKind::MigrationGap => DivergenceKind::MigrationGap,
+            compare::DivergenceKind::DataMismatch => DivergenceKind::DataMismatch,
+            compare::DivergenceKind::ExtraData => DivergenceKind::ExtraData,
+            compare::DivergenceKind::SecondaryError => DivergenceKind::SecondaryError,
+            compare::DivergenceKind::TypeMismatch => DivergenceKind::TypeMismatch,
+        }
     }
 }
 
@@ -180,6 +193,8 @@ pub struct MirrorMetrics {
     pub tainted_keys: Counter,
     /// Keys repaired (Redis).
     pub repaired_keys: Counter,
+    /// Gauge: the mode of a dual write that is in force, counted from 1; 0: this is none (Redis).
+    pub mode: Counter,
     /// Shadow subscriptions that failed (Redis).
     pub pubsub_errors: Counter,
     /// Messages that only the primary's subscription saw (Redis).
@@ -223,6 +238,7 @@ impl MirrorMetrics {
             shadow_read_errors: Counter::default(),
             tainted_keys: Counter::default(),
             repaired_keys: Counter::default(),
+            mode: Counter::default(),
             pubsub_errors: Counter::default(),
             pubsub_missing: Counter::default(),
             pubsub_extra: Counter::default(),

@@ -17,7 +17,7 @@ mod registry;
 mod table;
 mod totals;
 
-pub use self::command::{CommandMetrics, CommandTable, CommandTotal};
+pub use self::command::{CommandMetrics, CommandTable, CommandTotal, WriteFailure};
 pub use self::compat::COMPAT_TABLE;
 pub use self::core::{CoreMetrics, ListenerMetrics, RingMetrics};
 pub use self::encode::{TextFormat, encode, encode_tables};

@@ -6,6 +6,7 @@
 use super::metric::{Kind, Metric, Scrape};
 use super::{
     CommandTotal, CoreTotal, DivergenceKind, ListenerTotal, MirrorTotal, Protocol, SourceTotal,
+    WriteFailure,
 };
 use crate::mirror::ledger::DropReason;
 
@@ -654,7 +655,7 @@ pub const TABLE: &[Metric] = &[
         collect: |s, out| per_command(s, |labels, t| out.command(&labels, t)),
     },
     Metric {
-        name: "parhelion_command_divergences",
+        name: "parhelion_divergences",
         kind: Kind::Counter,
         unit: "",
         labels: &["database", "backend", "command", "kind"],
@@ -665,6 +666,55 @@ pub const TABLE: &[Metric] = &[
                     match t.divergences[kind as usize] {
                         0 => {}
                         n => out.int(&[a, b, c, kind.as_str()], n),
+                    }
+                }
+            });
+        },
+    },
+    Metric {
+        name: "parhelion_migration_gaps",
+        kind: Kind::Counter,
+        unit: "",
+        labels: &["database", "backend", "command"],
+        help: "Replies where the secondary has nothing and the primary has data (Redis); only where it happened.",
+        collect: |s, out| {
+            per_command(s, |labels, t| {
+                match t.divergences[DivergenceKind::MigrationGap as usize] {
+                    0 => {}
+                    n => out.int(&labels, n),
+                }
+            });
+        },
+    },
+    Metric {
+        name: "parhelion_secondary_write_errors",
+        kind: Kind::Counter,
+        unit: "",
+        labels: &["database", "backend", "command", "reason"],
+        help: "Writes that a secondary refused, or that were lost or stuck on their way (Redis); only where it happened.",
+        collect: |s, out| {
+            per_command(s, |[a, b, c], t| {
+                for why in WriteFailure::ALL {
+                    match t.write_failures[why as usize] {
+                        0 => {}
+                        n => out.int(&[a, b, c, why.as_str()], n),
+                    }
+                }
+            });
+        },
+    },
+    Metric {
+        name: "parhelion_async_drops",
+        kind: Kind::Counter,
+        unit: "",
+        labels: &["database", "queue", "reason"],
+        help: "Commands dropped from the queue of a secondary, by reason (Redis).",
+        collect: |s, out| {
+            per_mirror(s, |m, [source, queue, _]| {
+                if m.protocol == Protocol::Redis {
+                    for reason in DropReason::ALL {
+                        let dropped = m.ledger.dropped[reason as usize];
+                        out.int(&[source, queue, reason.as_str()], dropped);
                     }
                 }
             });

@@ -259,6 +259,8 @@ pub struct MirrorTotal {
     pub tainted_keys: u64,
     /// Keys repaired.
     pub repaired_keys: u64,
+    /// The mode of a dual write that is in force on every core, counted from 1; 0: none; `u64::MAX`: not the same on all.
+    pub mode: u64,
     /// Shadow subscriptions that failed.
     pub pubsub_errors: u64,
     /// Messages that only the primary sent.
@@ -341,6 +343,11 @@ impl MirrorTotal {
         self.shadow_read_errors += core.shadow_read_errors.get();
         self.tainted_keys += core.tainted_keys.get();
         self.repaired_keys += core.repaired_keys.get();
+        self.mode = match (self.mode, core.mode.get()) {
+            (0, mode) | (mode, 0) => mode,
+            (one, other) if one == other => one,
+            _ => u64::MAX,
+        };
         self.pubsub_errors += core.pubsub_errors.get();
         self.pubsub_missing += core.pubsub_missing.get();
         self.pubsub_extra += core.pubsub_extra.get();
@@ -372,6 +379,7 @@ impl MirrorTotal {
             shadow_read_errors: 0,
             tainted_keys: 0,
             repaired_keys: 0,
+            mode: 0,
             pubsub_errors: 0,
             pubsub_missing: 0,
             pubsub_extra: 0,

@@ -41,6 +41,11 @@ impl Kind {
         matches!(self, Kind::Write | Kind::Script | Kind::Repair(_))
     }
 
+    /// A write of a client, not one of ours.
+    pub fn is_clients_write(self) -> bool {
+        matches!(self, Kind::Write | Kind::Script)
+    }
+
     /// Whether the ledger knows it: what a client sent, not what we add.
     fn is_booked(self) -> bool {
         matches!(self, Kind::Write | Kind::Script | Kind::Read)
@@ -56,8 +61,6 @@ pub struct Item {
     pub request: Vec<u8>,
     /// Number of commands in `request`.
     pub commands: u32,
-    /// The command, if it is a single one that is known.
-    pub command: Option<&'static Command>,
     /// What goes to the secondary; empty: the request itself.
     pub rewritten: Vec<u8>,
     /// What each command that goes to the secondary must be answered with; empty: what the primary answered.
@@ -76,6 +79,12 @@ pub struct Item {
     pub latency_ns: u64,
     /// When the primary's reply arrived.
     pub answered_ns: u64,
+    /// When a key of it ends, if the primary may have executed it before that: milliseconds since 1970.
+    pub ends_ms: Option<u64>,
+    /// The command; of a transaction its MULTI. `None`: the table does not know it.
+    pub command: Option<&'static Command>,
+    /// Its place among other writes is not sure enough for a reply that differs to prove anything.
+    pub raced: bool,
 }
 
 impl Item {
@@ -327,6 +336,11 @@ impl DualQueue {
     /// Items on their way.
     pub fn in_flight(&self) -> usize {
         self.flying.len()
+    }
+
+    /// The items on their way.
+    pub fn flying(&self) -> impl Iterator<Item = &Item> {
+        self.flying.iter().map(|flight| &*flight.item)
     }
 
     /// Nothing waits and nothing is on its way.

@@ -3,9 +3,9 @@
 use super::RedisOutcome;
 use super::collect::Frame;
 use crate::config::Compare;
-use crate::metrics::{DivergenceKind, MirrorMetrics};
+use crate::metrics::DivergenceKind;
 use crate::mirror::unit::Unit;
-use crate::protocol::resp::compare::{self, Comparison, compare, compare_at_a_glance};
+use crate::protocol::resp::compare::{Comparison, compare, compare_at_a_glance};
 use crate::protocol::resp::{Reply, Request, RequestFramer, command};
 use crate::ring::Chunk;
 
@@ -30,16 +30,6 @@ pub(super) struct Found {
     pub secondary: Vec<u8>,
 }
 
-/// Counts a difference under its command.
-pub(super) fn diverge_command(metrics: &MirrorMetrics, found: &Found) {
-    let commands = &metrics.commands;
-    match command::lookup(found.command.as_bytes(), None) {
-        Some(command) => commands.at(command.index(), command.name()),
-        None => commands.other(),
-    }
-    .diverge(found.kind);
-}
-
 /// Compares the reply of `unit` at the primary with `frame`, the last reply of the mirror.
 pub(super) fn judge(
     unit: &Unit<Chunk, RedisOutcome>,
@@ -54,7 +44,7 @@ pub(super) fn judge(
     if primary == mirror && unit.outcome.replies > 1 {
         return Judgement::Equal;
     }
-    let glance = unit.outcome.command;
+    let glance = unit.outcome.command.filter(|_| unit.outcome.replies == 1);
     match glance.and_then(|command| compare_at_a_glance(command, primary, mirror)) {
         Some(Comparison::Equal) => return Judgement::Equal,
         Some(Comparison::NotCompared) => return Judgement::NotCompared,
@@ -91,7 +81,7 @@ pub(super) fn judge_one(
     Judgement::Different(Box::new(Found {
         command: known.map_or_else(|| "other".to_owned(), |known| known.name().to_owned()),
         key: shown(key),
-        kind: kind_of(kind),
+        kind: kind.into(),
         primary: shown(primary),
         secondary: shown(mirror),
     }))
@@ -139,14 +129,4 @@ pub(super) fn judge_transaction(
 
 pub(super) fn shown(bytes: &[u8]) -> Vec<u8> {
     bytes[..bytes.len().min(SHOWN_BYTES_MAX)].to_vec()
-}
-
-fn kind_of(kind: compare::DivergenceKind) -> DivergenceKind {
-    match kind {
-        compare::DivergenceKind::MigrationGap => DivergenceKind::MigrationGap,
-        compare::DivergenceKind::DataMismatch => DivergenceKind::DataMismatch,
-        compare::DivergenceKind::ExtraData => DivergenceKind::ExtraData,
-        compare::DivergenceKind::SecondaryError => DivergenceKind::SecondaryError,
-        compare::DivergenceKind::TypeMismatch => DivergenceKind::TypeMismatch,
-    }
 }

@@ -9,17 +9,19 @@ use futures_lite::future::or;
 
 use super::RedisOutcome;
 use super::collect::{Collected, Frame};
-use super::judge::{self, Judgement, diverge_command};
+use super::judge::{self, Judgement};
+use super::outcome::is_write;
 use crate::config::Compare;
 use crate::limits::{
     REDIS_COMPARE_BYTES, REDIS_MIRROR_GATHER, REDIS_MIRROR_REPLY_BYTES_MAX, REDIS_MIRROR_WINDOW,
     SOCKET_SEND_BYTES,
 };
-use crate::metrics::ErrorWord;
+use crate::metrics::{ErrorWord, WriteFailure};
 use crate::mirror::dispatch::{Dispatcher, Ticket};
 use crate::mirror::ledger::Fate;
 use crate::mirror::payload::Part;
 use crate::protocol::resp::ReplyFramer;
+use crate::protocol::resp::command::lookup;
 use crate::proxy::Context;
 use crate::proxy::backoff::Backoff;
 use crate::proxy::mirrors::Mirror;
@@ -256,16 +258,16 @@ impl Worker {
         let latency = self.context.ring.now_ns().saturating_sub(sent_ns);
         metrics.latency.record(latency);
         let outcome = &ticket.unit.outcome;
-        metrics.primary_latency.record(outcome.latency_ns);
-        if let Some(command) = outcome.command {
-            let (place, name) = (command.index(), command.name());
-            let failed = |reply: &[u8]| matches!(reply.first(), Some(b'-' | b'!'));
-            let (mine, primary) = (&metrics.commands, &metrics.primary_commands);
-            mine.at(place, name).record(!failed(frame.bytes()), latency);
-            primary
-                .at(place, name)
-                .record(!failed(&outcome.reply), outcome.latency_ns);
+        let failed = matches!(frame.bytes().first(), Some(b'-' | b'!'));
+        let by_command = metrics.commands.of(outcome.command);
+        by_command.record(!failed, latency);
+        if failed && is_write(outcome.command) {
+            by_command.fail_write(WriteFailure::Refused);
         }
+        let refused = matches!(outcome.reply.first(), Some(b'-' | b'!'));
+        let primary = metrics.primary_commands.of(outcome.command);
+        primary.record(!refused, outcome.latency_ns);
+        metrics.primary_latency.record(outcome.latency_ns);
         if self.mirror.options.compare != Compare::Off {
             match judge::judge(&ticket.unit, frame, self.mirror.options.compare) {
                 Judgement::Equal => metrics.compared.add(1),
@@ -273,7 +275,8 @@ impl Worker {
                 Judgement::Different(report) => {
                     metrics.compared.add(1);
                     metrics.diverge(report.kind);
-                    diverge_command(metrics, &report);
+                    let found = lookup(report.command.as_bytes(), None);
+                    metrics.commands.of(found).diverge(report.kind);
                     self.tell(*report, &ticket);
                 }
             }
@@ -307,6 +310,14 @@ impl Worker {
         }
         for flight in lane.flights {
             if let Flight::Unit { ticket, .. } = flight {
+                let command = ticket.unit.outcome.command;
+                if is_write(command) {
+                    self.mirror
+                        .metrics
+                        .commands
+                        .of(command)
+                        .fail_write(WriteFailure::Lost);
+                }
                 self.dispatcher().settle(ticket, Fate::Errored);
             }
         }
