@@ -348,6 +348,8 @@ pub const TLS_UNREAD_ANSWERS_BYTES: usize = 64 * 1024;
 /// TLS 1.3 tickets, and sessions that a server or client remembers: one per client that is likely to come back soon.
 pub const TLS_SESSIONS_MAX: usize = 1024;
 
+// --- Logs ---
+
 /// Lines that one place in the code writes to the log in a second: enough to see what happens, and a flood of refused
 /// clients fills no disk.
 pub const LOG_LINES_PER_SECOND_MAX: u32 = 20;
