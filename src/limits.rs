@@ -48,9 +48,9 @@ pub const SPARE_RINGS_LEN_MAX: usize = 64;
 /// A ring that has grown beyond this (24 bytes per unit) is not kept.
 pub const SPARE_RING_UNITS_MAX: usize = 64;
 
-/// Units kept for reuse per core. A unit is needed per client that is inside a transaction and per
-/// queued transaction; beyond this many idle ones the allocator keeps them as well as we do.
-pub const UNIT_POOL_LEN_MAX: usize = 256;
+/// Units kept for reuse per core: a full [`REDIS_MIRROR_WINDOW`] of them and as many that grow. With
+/// 256, pipelining clients made the allocator a tenth of the mirror's cost. At most 2 MiB of small ones.
+pub const UNIT_POOL_LEN_MAX: usize = 2048;
 
 /// Copy buffer that a recycled unit keeps. It counts as memory of whatever the unit holds next, so
 /// it is the size of an ordinary transaction and not more.
@@ -144,6 +144,9 @@ pub const REDIS_MIRROR_REPLY_BYTES_MAX: u64 = 1 << 30;
 /// Units on their way on one Redis mirror connection: deep enough to fill a 10 ms round trip at 100,000 units a
 /// second, shallow enough that a lost connection loses little.
 pub const REDIS_MIRROR_WINDOW: usize = 1024;
+/// Units that are gathered for one send to a Redis mirror that still owes replies: a send costs as much as handling
+/// several units, and with this many one more hardly matters.
+pub const REDIS_MIRROR_GATHER: usize = 16;
 /// Bytes of a value that a divergence record shows.
 pub const DIVERGENCE_VALUE_LEN_MAX: usize = 256;
 
@@ -291,8 +294,8 @@ pub const REDIS_WINDOW_FIRST: usize = 1;
 /// The most: a deep pipeline fills a 10 ms round trip at 100,000 commands a second.
 pub const REDIS_WINDOW_MAX: usize = 1024;
 
-/// Replies that clients of one core have not read, all slow readers together. The one that exceeds it is closed; the
-/// largest bulk string that Redis allows fits.
+/// Replies that clients have not read, all slow readers of all cores together: a bound for each core would grow with
+/// the machine. The one that exceeds it is closed; the largest bulk string that Redis allows fits.
 pub const REDIS_SPILL_BYTES_MAX: usize = 1 << 30;
 
 /// Of a large reply that nobody compares, how much is kept to know its kind: a status line and an error's word.
@@ -344,3 +347,17 @@ pub const TLS_UNREAD_ANSWERS_BYTES: usize = 64 * 1024;
 
 /// TLS 1.3 tickets, and sessions that a server or client remembers: one per client that is likely to come back soon.
 pub const TLS_SESSIONS_MAX: usize = 1024;
+
+/// Lines that one place in the code writes to the log in a second: enough to see what happens, and a flood of refused
+/// clients fills no disk.
+pub const LOG_LINES_PER_SECOND_MAX: u32 = 20;
+// --- names of databases --------------------------------------------------------------------------
+
+/// How long an address of a name is taken for right: a database that moved is found within about a second.
+pub const NAME_FRESH_NS: u64 = 1_000_000_000;
+
+/// How long it still serves while it is asked for again: connections of an ordinary load do not wait for a resolver.
+pub const NAME_STALE_NS: u64 = 30_000_000_000;
+
+/// Between two looks whether the resolver has answered: little beside what it takes.
+pub const NAME_POLL: Duration = Duration::from_millis(2);

@@ -685,3 +685,81 @@ fn messages_are_matched_between_both_subscriptions_sharded_ones_too() {
         pair.proxy.real().get("/api/divergences").unwrap()
     );
 }
+
+#[test]
+fn the_databases_named_on_the_command_line_are_where_clients_begin() {
+    let (primary, secondary) = (server(), server());
+    let options = ProxyOptions::new("redis", primary.address()).args(&[
+        "--secondary",
+        &secondary.address().to_string(),
+        "--mode",
+        "dual-write-shadow",
+        "--primary-db",
+        "3",
+        "--secondary-db",
+        "5",
+    ]);
+    let proxy = Proxy::start(&options);
+    let mut client = RespClient::connect(proxy.address());
+    // Over a shared lane, over a connection of its own, and after a SELECT.
+    assert_eq!(client.call(&["SET", "lane", "1"]), b"+OK\r\n");
+    assert_eq!(client.call(&["WATCH", "lane"]), b"+OK\r\n");
+    assert_eq!(client.call(&["SET", "own", "1"]), b"+OK\r\n");
+    assert_eq!(client.call(&["UNWATCH"]), b"+OK\r\n");
+    assert_eq!(client.call(&["SELECT", "7"]), b"+OK\r\n");
+    assert_eq!(client.call(&["SET", "seven", "1"]), b"+OK\r\n");
+    let keyspace = |server: &RedisServer| {
+        let text = RespClient::connect(server.address()).call(&["INFO", "keyspace"]);
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let lines = text.lines().filter(|line| line.starts_with("db"));
+        lines
+            .map(|line| line.split(",expires").next().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(keyspace(&primary), ["db3:keys=2", "db7:keys=1"]);
+    let followed = eventually(PATIENCE, || {
+        (keyspace(&secondary) == ["db5:keys=2", "db7:keys=1"]).then_some(())
+    });
+    assert!(followed.is_some(), "{:?}", keyspace(&secondary));
+}
+
+#[test]
+fn the_share_of_shadow_reads_is_set_at_run_time_and_a_pause_is_refused() {
+    let mut pair = Pair::new("dual-write-shadow");
+    let control = pair.proxy.real().control();
+    let post = |path: &str, body: serde_json::Value| {
+        let agent: ureq::Agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .build()
+            .into();
+        let url = format!("http://{control}/api/mirrors/secondary/{path}");
+        let mut answer = agent.post(&url).send_json(body).unwrap();
+        let text = answer.body_mut().read_to_string().unwrap();
+        (answer.status().as_u16(), text)
+    };
+    let (status, text) = post("exposure", serde_json::json!({"exposure": 0.0}));
+    assert_eq!(status, 200, "{text}");
+    let mut client = pair.client();
+    client.call(&["SET", "k", "1"]);
+    for _ in 0..100 {
+        client.call(&["GET", "k"]);
+    }
+    let ledger = eventually(PATIENCE, || {
+        let text = pair.proxy.real().get("/api/mirrors").unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let mirror = json["mirrors"][0].clone();
+        (mirror["ledger"]["delivered"] == 1).then_some(mirror)
+    })
+    .expect("the write is delivered");
+    assert_eq!(ledger["ledger"]["unexposed"], 100);
+    assert_eq!(
+        (&ledger["exposure"], &ledger["role"]),
+        (&0.0.into(), &"secondary".into())
+    );
+    // Its numbers by command stand beside the primary's.
+    assert_eq!(ledger["commands"]["SET"]["ok"], 1);
+    assert_eq!(ledger["commands"]["SET"]["primary"]["ok"], 1);
+    let (status, text) = post("pause", serde_json::json!({}));
+    assert!(status == 409 && text.contains("primary-only"), "{text}");
+    pair.same_data();
+}

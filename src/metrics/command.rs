@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use super::histogram::LE_BUCKETS_NS;
 use super::mirror::DivergenceKind;
 use crate::mirror::ledger::Counter;
+use crate::protocol::resp::Command;
 
 /// Why a write did not reach a secondary, as far as anybody knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -117,6 +118,34 @@ pub struct CommandTotal {
 type Slot = OnceLock<(&'static str, Box<CommandMetrics>)>;
 
 impl CommandTotal {
+    /// Replies in all.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+
+    /// The mean, in nanoseconds; 0 if there is none.
+    pub fn mean_ns(&self) -> u64 {
+        self.sum_ns.checked_div(self.count()).unwrap_or(0)
+    }
+
+    /// The value below which the share `quantile` of all lies, in nanoseconds: as if the replies of a bucket were
+    /// spread evenly over it. 0 if there is none.
+    pub fn quantile_ns(&self, quantile: f64) -> u64 {
+        let mut left = quantile * self.count() as f64;
+        let mut from = 0;
+        for (bucket, count) in self.buckets.iter().enumerate() {
+            let Some(to) = LE_BUCKETS_NS.get(bucket).copied() else {
+                break;
+            };
+            if *count > 0 && left <= *count as f64 {
+                return from + ((to - from) as f64 * left / *count as f64) as u64;
+            }
+            left -= *count as f64;
+            from = to;
+        }
+        if self.count() == 0 { 0 } else { from }
+    }
+
     /// Adds another source's or mirror's numbers.
     pub fn merge(&mut self, other: &CommandTotal) {
         self.ok += other.ok;
@@ -161,6 +190,14 @@ impl CommandTable {
         }
     }
 
+    /// The numbers of a command that the table of commands may know.
+    pub fn of(&self, command: Option<&'static Command>) -> &CommandMetrics {
+        match command {
+            Some(command) => self.at(command.index(), command.name()),
+            None => &self.other,
+        }
+    }
+
     /// The numbers of commands that the table does not know.
     pub fn other(&self) -> &CommandMetrics {
         &self.other
@@ -174,5 +211,33 @@ impl CommandTable {
         if self.other.is_used() {
             each("other", &self.other);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_lie_in_the_bucket_of_their_value() {
+        let metrics = CommandMetrics::default();
+        for ns in (1..=1_000).map(|n| n * 1_000) {
+            metrics.record(true, ns);
+        }
+        let mut total = CommandTotal::default();
+        assert_eq!((total.quantile_ns(0.5), total.mean_ns()), (0, 0));
+        metrics.merge_into(&mut total);
+        for (quantile, exact) in [(0.5, 500_000.0), (0.9, 900_000.0), (0.99, 990_000.0)] {
+            let got = total.quantile_ns(quantile) as f64;
+            assert!((got - exact).abs() / exact < 0.05, "{quantile}: {got}");
+        }
+        assert_eq!(total.mean_ns(), 500_500);
+        metrics.record(true, u64::MAX / 2);
+        let mut total = CommandTotal::default();
+        metrics.merge_into(&mut total);
+        assert_eq!(
+            total.quantile_ns(1.0),
+            LE_BUCKETS_NS[LE_BUCKETS_NS.len() - 1]
+        );
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::encode::Samples;
-use super::table::{Kind, Metric, Scrape};
+use super::metric::{Kind, Metric, Scrape};
 use super::{CommandTotal, DivergenceKind, MirrorTotal, Protocol, SourceTotal};
 
 /// The metrics with the prefix `proxy_`.

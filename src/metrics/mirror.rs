@@ -124,6 +124,29 @@ impl SourceMetrics {
             commands: CommandTable::new(command_slots(protocol)),
         }
     }
+
+    /// Whether a client was ever served.
+    pub(super) fn is_used(&self) -> bool {
+        self.requests.get() + self.active_clients.get() + self.errors.total() > 0
+    }
+}
+
+/// Counts a connection to a primary for as long as it is kept.
+#[derive(Debug)]
+pub struct OpenConnection(Arc<SourceMetrics>);
+
+impl OpenConnection {
+    /// Counts one more. Only the owning core may call this, and drop it.
+    pub fn of(metrics: &Arc<SourceMetrics>) -> OpenConnection {
+        metrics.connections_open.add(1);
+        OpenConnection(Arc::clone(metrics))
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.connections_open.sub(1);
+    }
 }
 
 /// One mirror on one core.
@@ -180,6 +203,8 @@ pub struct MirrorMetrics {
     pub pubsub_extra: Counter,
     /// By command (Redis only).
     pub commands: CommandTable,
+    /// The primary's answers to the same commands: the fair counterpart of `commands`.
+    pub primary_commands: CommandTable,
     /// What is shared by all cores: exposure, pause, bounds.
     pub settings: Arc<MirrorSettings>,
 }
@@ -218,6 +243,7 @@ impl MirrorMetrics {
             pubsub_missing: Counter::default(),
             pubsub_extra: Counter::default(),
             commands: CommandTable::new(command_slots(protocol)),
+            primary_commands: CommandTable::new(command_slots(protocol)),
             settings,
         }
     }
@@ -238,11 +264,22 @@ impl MirrorMetrics {
 pub struct MirrorSettings {
     exposure_bits: AtomicU64,
     paused: AtomicBool,
+    secondary: AtomicBool,
     queue_units_max: AtomicU64,
     queue_bytes_max: AtomicU64,
 }
 
 impl MirrorSettings {
+    /// Whether it is the secondary of a dual write: complete, in order, never paused.
+    pub fn is_secondary(&self) -> bool {
+        self.secondary.load(Ordering::Relaxed)
+    }
+
+    /// Says what it is.
+    pub fn set_secondary(&self, secondary: bool) {
+        self.secondary.store(secondary, Ordering::Relaxed);
+    }
+
     /// The share of units offered to the mirror, 0 to 1.
     pub fn exposure(&self) -> f64 {
         f64::from_bits(self.exposure_bits.load(Ordering::Relaxed))

@@ -8,6 +8,7 @@ pub mod faults;
 pub mod pg;
 pub mod pg_front;
 pub mod pg_pair;
+pub mod plot;
 pub mod proxy;
 pub mod redis_corpus;
 pub mod resp;

@@ -1,6 +1,5 @@
 //! What a unit carries besides its bytes: the primary's reply and what a mirror connection must be like.
 
-use crate::metrics::{CommandMetrics, MirrorMetrics};
 use crate::mirror::unit::Outcome;
 use crate::protocol::resp::{Command, CommandCategory};
 
@@ -35,17 +34,6 @@ impl Outcome for RedisOutcome {
 
     fn held_bytes(&self) -> usize {
         self.reply.capacity()
-    }
-}
-
-/// A command's numbers at a secondary.
-pub fn at_secondary<'a>(
-    metrics: &'a MirrorMetrics,
-    command: Option<&'static Command>,
-) -> &'a CommandMetrics {
-    match command {
-        Some(command) => metrics.commands.at(command.index(), command.name()),
-        None => metrics.commands.other(),
     }
 }
 

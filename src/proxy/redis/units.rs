@@ -160,7 +160,7 @@ impl Units {
         draft.begin_group(now_ns);
         match bytes {
             Bytes::Received(chunk, range) => {
-                append(&self.context.ring, draft, &chunk.slice(range));
+                append(&self.context.ring, draft, chunk, range);
             }
             Bytes::Held(bytes) => draft.payload.push_copy(bytes),
         }

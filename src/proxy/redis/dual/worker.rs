@@ -7,7 +7,6 @@ use futures_lite::future::or;
 
 use super::super::collect::{Collected, Frame};
 use super::super::judge::{Found, Judgement};
-use super::super::outcome::at_secondary;
 use super::link::{Broken, Link};
 use super::{Dual, State, judge, nanos, other, unix_ms};
 use crate::limits::{DUAL_WINDOW, REDIS_COMPARE_BYTES, SOCKET_SEND_BYTES};
@@ -126,7 +125,7 @@ impl Dual {
                 .queue
                 .flying()
                 .filter(|item| item.kind.is_clients_write());
-            writes.for_each(|item| at_secondary(&self.metrics, item.command).fail_write(why));
+            writes.for_each(|item| self.metrics.commands.of(item.command).fail_write(why));
             state.queue.broken()
         };
         if !self.retired.get() && !matches!(broken, Broken::Closed if lost == 0) {
@@ -157,7 +156,7 @@ impl Dual {
     pub(super) fn tell(&self, found: Found, client: ClientId) {
         self.metrics.diverge(found.kind);
         let command = lookup(found.command.as_bytes(), None);
-        at_secondary(&self.metrics, command).diverge(found.kind);
+        self.metrics.commands.of(command).diverge(found.kind);
         let report = DivergenceReport {
             source: self.source.clone(),
             mirror: self.follower().name.clone(),
@@ -195,12 +194,15 @@ impl Dual {
             Kind::Write | Kind::Script | Kind::Read if !gave_up => {
                 let latency_ns = now_ns.saturating_sub(sent_ns);
                 metrics.latency.record(latency_ns);
-                let by_command = at_secondary(metrics, item.command);
+                let by_command = metrics.commands.of(item.command);
                 by_command.record(ok, latency_ns);
                 if failed && item.kind.is_clients_write() {
                     by_command.fail_write(WriteFailure::Refused);
                 }
                 metrics.primary_latency.record(item.latency_ns);
+                let refused = matches!(item.reply.first(), Some(b'-' | b'!'));
+                let primary = metrics.primary_commands.of(item.command);
+                primary.record(!refused, item.latency_ns);
                 metrics
                     .queue_delay
                     .record(sent_ns.saturating_sub(item.queued_ns));
