@@ -144,6 +144,9 @@ pub const REDIS_MIRROR_REPLY_BYTES_MAX: u64 = 1 << 30;
 /// Units on their way on one Redis mirror connection: deep enough to fill a 10 ms round trip at 100,000 units a
 /// second, shallow enough that a lost connection loses little.
 pub const REDIS_MIRROR_WINDOW: usize = 1024;
+/// Units that are gathered for one send to a Redis mirror that still owes replies: a send costs as much as handling
+/// several units, and with this many one more hardly matters.
+pub const REDIS_MIRROR_GATHER: usize = 16;
 /// Bytes of a value that a divergence record shows.
 pub const DIVERGENCE_VALUE_LEN_MAX: usize = 256;
 
@@ -222,11 +225,25 @@ pub const TAINT_KEYS_MAX: usize = 100_000;
 /// Bytes of their names.
 pub const TAINT_BYTES_MAX: usize = 16 << 20;
 
-/// Keys whose latest answers are remembered per generation, of which there are two: 40 bytes each.
+/// Keys whose latest answers are remembered per generation, of which there are two: 90 bytes each.
 pub const ORDER_KEYS_MAX: usize = 65_536;
 
 /// Age of a generation: longer than an ordinary command takes, so that what is forgotten cannot overlap.
 pub const ORDER_GENERATION_NS: u64 = 10_000_000_000;
+
+/// How long before its answer was read a command that waited may have been executed: a turn of a busy core. Writes that
+/// matter to it and were answered within that time make its keys be copied again.
+pub const ORDER_LAG_NS: u64 = 10_000_000;
+
+/// The same for the question whether a reply that differs proves anything: an overloaded core.
+pub const ORDER_NEAR_NS: u64 = 100_000_000;
+
+/// How far the clocks of two servers, and of the machine of the proxy, may lie apart when it is asked whether a key may
+/// have ended on one of them before a write and on the other one behind it.
+pub const EXPIRY_CLOCK_SKEW_MS: u64 = 100;
+
+/// Keys whose end is remembered per generation, of which there are two: 24 bytes each.
+pub const EXPIRY_KEYS_MAX: usize = 65_536;
 
 /// Items that a dual write's queue keeps for reuse.
 pub const DUAL_SPARE_ITEMS_MAX: usize = 1024;
@@ -331,6 +348,9 @@ pub const TLS_UNREAD_ANSWERS_BYTES: usize = 64 * 1024;
 /// TLS 1.3 tickets, and sessions that a server or client remembers: one per client that is likely to come back soon.
 pub const TLS_SESSIONS_MAX: usize = 1024;
 
+/// Lines that one place in the code writes to the log in a second: enough to see what happens, and a flood of refused
+/// clients fills no disk.
+pub const LOG_LINES_PER_SECOND_MAX: u32 = 20;
 // --- names of databases --------------------------------------------------------------------------
 
 /// How long an address of a name is taken for right: a database that moved is found within about a second.

@@ -50,6 +50,10 @@ pub struct RingStats {
     pub completions: u64,
     /// Operations submitted.
     pub submissions: u64,
+    /// Most operations that one turn submitted.
+    pub submissions_max: u64,
+    /// Most completions that one turn found.
+    pub completions_max: u64,
     /// Receives that found no slab.
     pub out_of_slabs: u64,
     /// Accepts that failed (out of descriptors, aborted connections).

@@ -3,6 +3,7 @@
 // Each test binary uses its own part of this.
 #![allow(dead_code)]
 
+pub mod dual;
 pub mod faults;
 pub mod pg;
 pub mod pg_front;

@@ -65,6 +65,8 @@ pub(super) struct Connection {
     state: SessionState,
     /// The session right behind the login, to which a reset returns.
     fresh: SessionState,
+    /// What `state` was taken from, or found equal to.
+    adopted: Option<Rc<SessionState>>,
     /// What the session is like now is not known for certain.
     doubtful: bool,
     /// The client whose unit left something behind that another client's units must not meet.
@@ -112,6 +114,7 @@ impl Connection {
             socket,
             state: fresh.clone(),
             fresh,
+            adopted: None,
             doubtful: false,
             traces_of: None,
             cancel_at_ns: None,
@@ -144,11 +147,15 @@ impl Connection {
         self.session_errors.clear();
         let length = Duration::from_nanos(unit.sealed_ns.saturating_sub(unit.began_ns));
         let limit = context.config.borrow().general.mirror_timeout + length;
-        context
-            .ring
-            .timeout(limit, self.adopt(context, unit, replaying.keeps_session))
-            .await
-            .map_err(|_| Broken::Stuck)??;
+        if !self.is_as_wanted(unit) {
+            let adopted = self.adopt(context, unit, replaying.keeps_session);
+            // Rare: not a part of every unit's future.
+            context
+                .ring
+                .timeout(limit, Box::pin(adopted))
+                .await
+                .map_err(|_| Broken::Stuck)??;
+        }
         let started_ns = context.ring.now_ns();
         let mut replay = Replay::new(replaying.digest);
         let played = context
@@ -162,8 +169,8 @@ impl Connection {
             }
             Err(_) => {
                 self.cancel_at_ns = None;
-                self.cancel(context).await;
-                let rest = self.read_rest(context, &mut replay);
+                Box::pin(self.cancel(context)).await;
+                let rest = Box::pin(self.read_rest(context, &mut replay));
                 context
                     .ring
                     .timeout(CANCEL_GRACE, rest)
@@ -191,10 +198,24 @@ impl Connection {
             // Whether the session changed here too is not known.
             self.doubtful = true;
         }
-        self.state.adopt(&outcome.after);
+        if !self.has_adopted(&outcome.after) {
+            self.state.adopt(&outcome.after);
+            self.adopted = Some(outcome.after.clone());
+        }
         if outcome.traces {
             self.traces_of = Some(unit.client);
         }
+    }
+
+    /// Whether the session is where the client's was, as far as that can be told without a look at the values.
+    fn is_as_wanted(&self, unit: &PgUnit) -> bool {
+        let foreign = self.traces_of.is_some_and(|client| client != unit.client);
+        !self.doubtful && !foreign && self.has_adopted(&unit.outcome.before)
+    }
+
+    fn has_adopted(&self, state: &Rc<SessionState>) -> bool {
+        let same = |adopted: &Rc<SessionState>| Rc::ptr_eq(adopted, state);
+        self.adopted.as_ref().is_some_and(same)
     }
 
     /// Sets what the client's session has and this one lacks.
@@ -211,8 +232,10 @@ impl Connection {
         let wanted = &unit.outcome.before;
         let statements = wanted.diff(&self.state);
         if statements.is_empty() {
+            self.adopted = Some(wanted.clone());
             return Ok(());
         }
+        self.adopted = None;
         let mut messages = Vec::new();
         statements
             .iter()
@@ -245,6 +268,7 @@ impl Connection {
             return Err(Broken::NoReset);
         }
         self.state = self.fresh.clone();
+        self.adopted = None;
         self.statements.clear();
         self.doubtful = false;
         self.traces_of = None;
@@ -446,7 +470,7 @@ impl Connection {
             }
             if self.cancel_at_ns.is_some_and(|at_ns| at_ns <= wake_ns) {
                 self.cancel_at_ns = None;
-                self.cancel(context).await;
+                Box::pin(self.cancel(context)).await;
             } else {
                 return Ok(None);
             }

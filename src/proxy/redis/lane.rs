@@ -22,7 +22,7 @@ use crate::limits::{
     REDIS_COMPARE_BYTES, REDIS_HEAD_KEPT_BYTES, REDIS_LANE_IDLE_NS, REDIS_LANE_RETRY_NS,
     REDIS_REPLY_BYTES_MAX, REDIS_SPILL_BYTES_MAX, SOCKET_SEND_BYTES,
 };
-use crate::metrics;
+use crate::metrics::{self, OpenConnection};
 use crate::protocol::resp::tracker::{Disposition, UnitEnd};
 use crate::protocol::resp::{Command, ReplyError, ReplyFramer};
 use crate::proxy::Context;
@@ -197,6 +197,7 @@ async fn open(context: Rc<Context>, source: SharedSource, slot: Rc<Slot>, key: L
                 used_ns: Cell::new(context.ring.now_ns()),
                 state: RefCell::new(State::default()),
                 socket: established.socket,
+                _open: OpenConnection::of(&source.metrics),
             });
             let reading = read(lane.socket.clone(), Rc::downgrade(&lane));
             context.queues.spawn(Queue::Serve, reading);
@@ -224,6 +225,7 @@ pub(super) struct Lane {
     alive: Cell<bool>,
     used_ns: Cell<u64>,
     state: RefCell<State>,
+    _open: OpenConnection,
 }
 
 struct State {
