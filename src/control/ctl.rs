@@ -4,10 +4,12 @@ use std::io::{self, Write};
 use std::thread;
 use std::time::Duration;
 
+use clap::ValueEnum as _;
 use serde_json::{Value, json};
 use ureq::Agent;
 
 use super::listing::{self, Column, ColumnType};
+use super::queries::QuerySort;
 use super::report::{Report, render};
 use super::table::{Table, bytes, count, duration, nanos, printable, share};
 
@@ -48,6 +50,18 @@ pub enum CtlCommand {
         /// Skip this many
         #[arg(long, default_value_t = 0)]
         offset: usize,
+        /// Show this many
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+    },
+    /// Latency by query on primary and mirror: Postgres by fingerprint, Redis by command
+    Queries {
+        /// Only this mirror
+        #[arg(long)]
+        mirror: Option<String>,
+        /// What comes first: what got slower by most in all, what is slowest, or what is called most
+        #[arg(long, value_enum, default_value_t = QuerySort::Regressed)]
+        sort: QuerySort,
         /// Show this many
         #[arg(long, default_value_t = 50)]
         limit: usize,
@@ -167,6 +181,19 @@ pub fn run(
                 }
             }
             (client.get(&path)?, show_divergences)
+        }
+        CtlCommand::Queries {
+            mirror,
+            sort,
+            limit,
+        } => {
+            let word = sort.to_possible_value();
+            let word = word.as_ref().map_or("", |value| value.get_name());
+            let mut path = format!("/api/queries?sort={word}&limit={limit}");
+            if let Some(mirror) = mirror {
+                path += &format!("&mirror={}", percent(&mirror));
+            }
+            (client.get(&path)?, show_queries)
         }
         CtlCommand::Exposure { name, exposure } => {
             let path = format!("/api/mirrors/{}/exposure", percent(&name));
@@ -485,6 +512,10 @@ fn show_listing(
         table.row(columns.iter().zip(&row).map(cell).collect());
     }
     table.write(out)
+}
+
+fn show_queries(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
+    show_listing(listing::QUERIES, &answer["queries"], "no queries", out)
 }
 
 fn show_databases(answer: &Value, out: &mut dyn Write) -> io::Result<()> {

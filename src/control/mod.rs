@@ -11,6 +11,7 @@ mod guard;
 pub mod http;
 mod listener;
 pub mod listing;
+pub mod queries;
 pub mod report;
 mod report_svg;
 pub mod sentry;

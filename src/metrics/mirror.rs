@@ -7,7 +7,8 @@ use super::Protocol;
 use super::command::CommandTable;
 use super::error_table::ErrorTable;
 use super::histogram::AtomicHistogram;
-use crate::limits::METRIC_COMMANDS_MAX;
+use super::query::QueryTable;
+use crate::limits::{METRIC_COMMANDS_MAX, QUERY_FINGERPRINTS_MAX};
 use crate::mirror::ledger::{Counter, Ledger};
 
 /// How a mirror's answer differed from the primary's.
@@ -165,6 +166,8 @@ pub struct MirrorMetrics {
     pub pubsub_extra: Counter,
     /// By command (Redis only).
     pub commands: CommandTable,
+    /// By query fingerprint (Postgres only).
+    pub queries: QueryTable,
     /// What is shared by all cores: exposure, pause, bounds.
     pub settings: Arc<MirrorSettings>,
 }
@@ -202,6 +205,7 @@ impl MirrorMetrics {
             pubsub_missing: Counter::default(),
             pubsub_extra: Counter::default(),
             commands: CommandTable::new(command_slots(protocol)),
+            queries: QueryTable::new(query_slots(protocol)),
             settings,
         }
     }
@@ -268,5 +272,12 @@ fn command_slots(protocol: Protocol) -> usize {
     match protocol {
         Protocol::Redis => METRIC_COMMANDS_MAX,
         Protocol::Postgres => 0,
+    }
+}
+
+fn query_slots(protocol: Protocol) -> usize {
+    match protocol {
+        Protocol::Redis => 0,
+        Protocol::Postgres => QUERY_FINGERPRINTS_MAX,
     }
 }

@@ -179,6 +179,8 @@ pub struct Unit<S, O> {
     pub began_ns: u64,
     /// When the primary had closed it.
     pub sealed_ns: u64,
+    /// Whether its client pipelines: it does not wait for each answer before it goes on.
+    pub pipelined: bool,
     /// What the primary made of it.
     pub outcome: O,
     /// How many rings hold it: the core's memory budget is charged once for all of them.
@@ -204,6 +206,7 @@ impl<S, O: Outcome> Unit<S, O> {
             groups: SmallVec::new(),
             began_ns: 0,
             sealed_ns: 0,
+            pipelined: false,
             outcome: O::default(),
             holders: Cell::new(0),
         }
@@ -212,6 +215,7 @@ impl<S, O: Outcome> Unit<S, O> {
     fn clear(&mut self) {
         debug_assert_eq!(self.holders.get(), 0, "a ring forgot a unit");
         self.class = Class::NONE;
+        self.pipelined = false;
         self.payload.clear();
         self.groups.clear();
         if self.groups.capacity() > UNIT_KEPT_GROUPS {

@@ -1,7 +1,7 @@
 //! The workers of a Postgres mirror on one core: a pool of connections that run the clients' units.
 
 use std::cell::{Cell, RefCell, RefMut};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +10,14 @@ use futures_lite::future::or;
 
 use super::connection::{Broken, Connection, Ran, Replaying};
 use super::judge;
+use super::pipeline::{self, Line};
+use super::queries::Queries;
 use super::{Identity, PostgresOutcome};
 use crate::config::{Compare, Config, Database, MirrorPoolMode, Pace, Secret};
-use crate::limits::MIRROR_LOG_INTERVAL_NS;
+use crate::limits::{MIRROR_LOG_INTERVAL_NS, PIPELINED_UNITS_MAX};
 use crate::metrics::ErrorWord;
 use crate::mirror::dispatch::{Dispatcher, Ticket};
-use crate::mirror::ledger::Fate;
+use crate::mirror::ledger::{DropReason, Fate};
 use crate::mirror::pace::{self, SessionPacer, Start};
 use crate::mirror::pool::{Checkin, Checkout, PoolMode, PoolState};
 use crate::mirror::unit::{ClientId, Unit};
@@ -47,11 +49,13 @@ pub fn start_workers(context: &Rc<Context>, mirror: Rc<PgMirror>) {
         pacers: RefCell::default(),
         due_ns: Cell::new(u64::MAX),
         leaving: RefCell::default(),
+        queries: RefCell::new(Queries::of(&mirror.metrics.queries)),
         lost_log: Quiet::default(),
         error_log: Quiet::default(),
         mirror,
     });
     pool.mirror.follows_clients.set(true);
+    pool.dispatcher().stretch_for_pipelines();
     let manager = pool.clone();
     context
         .queues
@@ -72,6 +76,7 @@ struct Pool {
     due_ns: Cell<u64>,
     /// Clients that have left with units still here.
     leaving: RefCell<Vec<ClientId>>,
+    queries: RefCell<Queries>,
     lost_log: Quiet,
     error_log: Quiet,
 }
@@ -208,7 +213,7 @@ impl Pool {
                         next = self.next();
                     }
                 }
-                Err(broken) => self.lost(slot, ticket, &broken, false),
+                Err(broken) => self.lost(slot, [ticket], &broken, false),
             }
             self.publish();
         }
@@ -229,15 +234,11 @@ impl Pool {
         Ok(connection)
     }
 
-    /// Runs one unit; returns whether the connection waits for another.
+    /// Runs a unit, and with it those that its client pipelined behind it; returns whether the connection waits for more.
     async fn run_on(&self, slot: usize, mut connection: Connection, ticket: PgTicket) -> bool {
-        let now_ns = self.context.ring.now_ns();
-        let metrics = &self.mirror.metrics;
-        metrics
-            .queue_delay
-            .record(now_ns.saturating_sub(ticket.unit.sealed_ns));
         // Pauses can only be kept by a mirror that has time for them: before units are dropped, pauses are.
-        let pace = match self.dispatcher().is_crowded(ticket.client) {
+        let behind = self.dispatcher().is_crowded(ticket.client);
+        let pace = match behind {
             true => Pace::Off,
             false => self.context.config.borrow().general.pace,
         };
@@ -246,16 +247,19 @@ impl Pool {
             digest: self.mirror.options.compare == Compare::Rows,
             keeps_session: self.mode == PoolMode::Session,
         };
+        let mut line = Line {
+            tickets: self.line_up(ticket, behind),
+            delivered: &|ticket, ran| self.settle(ticket, &ran),
+            put_back: &|ticket| self.dispatcher().requeue(ticket),
+        };
         let ran = or(
-            connection.run(&self.context, &ticket.unit, replaying),
+            self.run_line(&mut connection, &mut line, replaying),
             self.retired(),
         )
         .await;
+        self.mirror.note_queue();
         match ran {
-            Ok(ran) => {
-                self.delivered(&ticket, &ran);
-                self.dispatcher().settle(ticket, Fate::Delivered);
-                self.mirror.note_queue();
+            Ok(()) => {
                 let keep = self.state.borrow_mut().checkin(slot) == Checkin::Keep;
                 if keep {
                     self.idle.borrow_mut()[slot] = Some(connection);
@@ -265,33 +269,89 @@ impl Pool {
             Err(broken) => {
                 let dirty = connection.dirty;
                 drop(connection);
-                self.lost(slot, ticket, &broken, dirty);
+                self.lost(slot, line.tickets, &broken, dirty);
                 false
             }
         }
     }
 
-    /// The connection is gone. A unit of which nothing was sent goes back to its ring.
-    fn lost(&self, slot: usize, ticket: PgTicket, broken: &Broken, dirty: bool) {
+    /// The unit, and those behind it that may go with it.
+    fn line_up(&self, ticket: PgTicket, behind: bool) -> VecDeque<PgTicket> {
+        let now_ns = self.context.ring.now_ns();
+        let keeps_pace = self.context.config.borrow().general.pace == Pace::Session;
+        let mut dispatcher = self.dispatcher();
+        let mut line = VecDeque::from([ticket]);
+        while line.len() < PIPELINED_UNITS_MAX
+            && let Some(last) = line.back()
+        {
+            let may_follow = |next: &Unit<Chunk, PostgresOutcome>| {
+                pipeline::follows(&last.unit, next, behind)
+                    && (!keeps_pace || self.is_due(next, now_ns))
+            };
+            let Some(next) = dispatcher.next_behind(last, may_follow) else {
+                break;
+            };
+            line.push_back(next);
+        }
+        line
+    }
+
+    /// Runs the units of the line, which is empty if all went well.
+    async fn run_line(
+        &self,
+        connection: &mut Connection,
+        line: &mut Line<'_>,
+        replaying: Replaying,
+    ) -> Result<(), Broken> {
+        if line.tickets.len() > 1 && connection.run_line(&self.context, line, replaying).await? {
+            return Ok(());
+        }
+        let Some(ticket) = line.tickets.front() else {
+            return Ok(());
+        };
+        let ran = connection.run(&self.context, &ticket.unit, replaying);
+        let ran = ran.await?;
+        if let Some(ticket) = line.tickets.pop_front() {
+            self.settle(ticket, &ran);
+        }
+        Ok(())
+    }
+
+    /// A unit was answered.
+    fn settle(&self, ticket: PgTicket, ran: &Ran) {
+        self.delivered(&ticket, ran);
+        let mut dispatcher = self.dispatcher();
+        dispatcher.note_answer(self.context.ring.now_ns());
+        dispatcher.settle(ticket, Fate::Delivered);
+    }
+
+    /// The connection is gone. Units of which nothing was sent go back to their ring.
+    fn lost(
+        &self,
+        slot: usize,
+        tickets: impl IntoIterator<Item = PgTicket>,
+        broken: &Broken,
+        dirty: bool,
+    ) {
+        let tickets: Vec<_> = tickets.into_iter().collect();
         let retired = self.mirror.retired.get();
         if !retired && let Some(unsaid) = self.lost_log.speaks(self.context.ring.now_ns()) {
             tracing::warn!(mirror = self.mirror.destination.name, reason = %broken,
-                lost = u32::from(dirty), unsaid, "a connection to a mirror ended");
+                lost = if dirty { tickets.len() } else { 0 }, unsaid, "a connection to a mirror ended");
         }
         self.mirror.metrics.reconnects.add(1);
         let jitter = self.context.random.borrow_mut().f64();
         let now_ns = self.context.ring.now_ns();
         self.state.borrow_mut().lost(slot, now_ns, jitter);
         let mut dispatcher = self.dispatcher();
-        if dirty {
-            dispatcher.settle(ticket, Fate::Errored);
-        } else if retired {
-            dispatcher.settle(
-                ticket,
-                Fate::Dropped(crate::mirror::ledger::DropReason::Shutdown),
-            );
-        } else {
-            dispatcher.requeue(ticket);
+        for ticket in tickets {
+            if dirty {
+                dispatcher.settle(ticket, Fate::Errored);
+            } else if retired {
+                dispatcher.settle(ticket, Fate::Dropped(DropReason::Shutdown));
+            } else {
+                dispatcher.requeue(ticket);
+            }
         }
         drop(dispatcher);
         self.mirror.note_queue();
@@ -301,11 +361,14 @@ impl Pool {
         let metrics = &self.mirror.metrics;
         let unit = &ticket.unit;
         metrics
+            .queue_delay
+            .record(ran.started_ns.saturating_sub(unit.sealed_ns));
+        metrics
             .latency
             .record(self.context.ring.now_ns().saturating_sub(ran.started_ns));
         metrics
             .primary_latency
-            .record(unit.sealed_ns.saturating_sub(unit.began_ns));
+            .record(unit.sealed_ns.saturating_sub(unit.outcome.turn_ns));
         let statements = ran.result.statements().iter();
         let codes = statements.filter_map(|statement| statement.sqlstate());
         for code in codes.chain(ran.session_errors.iter().copied()) {
@@ -321,31 +384,42 @@ impl Pool {
             metrics.not_compared.add(1);
             return;
         }
-        if self.mirror.options.compare == Compare::Off {
-            return;
-        }
         if !unit.outcome.cancels_ns.is_empty() {
             // How far each server came before it was cancelled is chance.
-            metrics.not_compared.add(1);
+            if self.mirror.options.compare != Compare::Off {
+                metrics.not_compared.add(1);
+            }
             return;
         }
-        metrics.compared.add(1);
-        if let Some((kind, found)) = judge::judge(unit, &ran.result, self.mirror.options.compare) {
-            metrics.diverge(kind);
-            self.context
-                .tell(Event::Divergence(Box::new(DivergenceReport {
-                    source: self.mirror.source.clone(),
-                    mirror: self.mirror.destination.name.clone(),
-                    command: sql::fingerprint(unit.outcome.text.as_bytes()).1,
-                    pattern: Vec::new(),
-                    key: format!("statement {}", found.statement + 1).into_bytes(),
-                    kind,
-                    primary: found.primary.into_bytes(),
-                    secondary: found.mirror.into_bytes(),
-                    client: ticket.client,
-                    core: self.context.core,
-                })));
+        let diverged = self.compare(ticket, ran);
+        let mut queries = self.queries.borrow_mut();
+        queries.record(&metrics.queries, unit, ran, diverged);
+    }
+
+    /// Compares what the unit gave; returns which statement differs.
+    fn compare(&self, ticket: &PgTicket, ran: &Ran) -> Option<usize> {
+        let metrics = &self.mirror.metrics;
+        let unit = &ticket.unit;
+        if self.mirror.options.compare == Compare::Off {
+            return None;
         }
+        metrics.compared.add(1);
+        let (kind, found) = judge::judge(unit, &ran.result, self.mirror.options.compare)?;
+        metrics.diverge(kind);
+        self.context
+            .tell(Event::Divergence(Box::new(DivergenceReport {
+                source: self.mirror.source.clone(),
+                mirror: self.mirror.destination.name.clone(),
+                command: sql::fingerprint(unit.outcome.text.as_bytes()).1,
+                pattern: Vec::new(),
+                key: format!("statement {}", found.statement + 1).into_bytes(),
+                kind,
+                primary: found.primary.into_bytes(),
+                secondary: found.mirror.into_bytes(),
+                client: ticket.client,
+                core: self.context.core,
+            })));
+        Some(found.statement)
     }
 
     /// Ends what it is raced with when the mirror is taken away.

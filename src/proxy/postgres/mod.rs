@@ -11,7 +11,9 @@ mod handshake;
 mod judge;
 mod mirror;
 mod outcome;
+mod pipeline;
 mod pooled;
+mod queries;
 mod server_pool;
 mod terminate;
 

@@ -37,6 +37,8 @@ pub struct PostgresOutcome {
     pub traces: bool,
     /// When the primary ended a statement because it was cancelled; ascending.
     pub cancels_ns: SmallVec<[u64; 1]>,
+    /// When the primary could begin with it: when it came, or when the unit before it in a pipeline was answered.
+    pub turn_ns: u64,
     /// How the statements ended.
     pub result: UnitOutcome,
     /// The first statement's text, truncated, for divergence records.
@@ -85,6 +87,7 @@ impl Outcome for PostgresOutcome {
 
     fn held_bytes(&self) -> usize {
         let statements = size_of_val(self.result.statements());
-        statements + self.text.capacity()
+        let times = self.result.ended_ns().len().saturating_sub(2) * size_of::<u64>();
+        statements + times + self.text.capacity()
     }
 }

@@ -1,0 +1,179 @@
+//! Latency by query: Postgres by fingerprint, Redis by command; the primary and the mirror side by side.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::state::ControlState;
+use super::view::quantiles;
+use crate::limits::QUERIES_PER_ANSWER_MAX;
+use crate::metrics::{CommandTotal, LE_BUCKETS_NS, MirrorTotal, QueryTotal, SourceTotal};
+
+/// What to list, and in which order.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct QueryFilter {
+    /// Only this mirror.
+    pub mirror: Option<String>,
+    /// The order.
+    pub sort: QuerySort,
+    /// At most so many.
+    pub limit: usize,
+}
+
+impl Default for QueryFilter {
+    fn default() -> Self {
+        Self {
+            mirror: None,
+            sort: QuerySort::default(),
+            limit: 50,
+        }
+    }
+}
+
+/// The order of a list of queries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum QuerySort {
+    /// By the time that all calls together took longer on the mirror than on the primary: what a switch would cost.
+    #[default]
+    Regressed,
+    /// By the mirror's 99th percentile.
+    Slowest,
+    /// By calls.
+    Calls,
+}
+
+impl QuerySort {
+    /// From its word.
+    pub fn of(word: &str) -> Option<QuerySort> {
+        Some(match word {
+            "regressed" => QuerySort::Regressed,
+            "slowest" => QuerySort::Slowest,
+            "calls" => QuerySort::Calls,
+            _ => return None,
+        })
+    }
+}
+
+/// `/api/queries`.
+pub fn queries(state: &ControlState, filter: &QueryFilter) -> Value {
+    let wanted = |source: &str, destination: &str| {
+        let name = filter.mirror.as_deref();
+        name.is_none_or(|name| {
+            let known = state.registry.resolve_mirror(name);
+            known.is_some_and(|(s, d)| s == source && d == destination)
+        })
+    };
+    let mut items: Vec<Value> = Vec::new();
+    for query in state.registry.queries() {
+        if wanted(&query.source, &query.destination) {
+            items.push(by_fingerprint(&query));
+        }
+    }
+    let sources = state.registry.sources();
+    for mirror in state.registry.mirrors() {
+        if wanted(&mirror.source, &mirror.destination) {
+            let source = sources.iter().find(|source| source.name == mirror.source);
+            items.extend(source.into_iter().flat_map(|s| by_command(s, &mirror)));
+        }
+    }
+    let number = |item: &Value, at: &str| item.pointer(at).and_then(Value::as_i64).unwrap_or(0);
+    items.sort_by_key(|item| {
+        std::cmp::Reverse(match filter.sort {
+            QuerySort::Regressed => number(item, "/extra_ns"),
+            QuerySort::Slowest => number(item, "/mirror/p99_ns"),
+            QuerySort::Calls => number(item, "/calls"),
+        })
+    });
+    let total = items.len();
+    items.truncate(filter.limit.min(QUERIES_PER_ANSWER_MAX));
+    json!({"total": total, "queries": items})
+}
+
+fn by_fingerprint(query: &QueryTotal) -> Value {
+    let timed = query.mirror.histogram.len();
+    let fingerprint = match query.fingerprint {
+        0 => String::new(),
+        fingerprint => format!("{fingerprint:016x}"),
+    };
+    json!({
+        "source": query.source,
+        "destination": query.destination,
+        "protocol": "postgres",
+        "fingerprint": fingerprint,
+        "query": query.text,
+        "calls": query.calls,
+        "errors": query.errors,
+        "divergences": query.divergences,
+        "primary": quantiles(&query.primary),
+        "mirror": quantiles(&query.mirror),
+        "ratio": ratio(query.primary.sum_ns, timed, query.mirror.sum_ns, timed),
+        "extra_ns": difference(query.mirror.sum_ns, query.primary.sum_ns),
+    })
+}
+
+/// The primary's numbers are of all its calls, the mirror's of those that it got.
+fn by_command(source: &SourceTotal, mirror: &MirrorTotal) -> Vec<Value> {
+    let mut items = Vec::new();
+    for (command, theirs) in &mirror.commands {
+        let ours = source.commands.get(command).copied().unwrap_or_default();
+        let calls = theirs.ok + theirs.errors;
+        let [mean_ours, mean_theirs] =
+            [&ours, theirs].map(|total| total.sum_ns.checked_div(timed(total)).unwrap_or(0));
+        let extra_ns = difference(mean_theirs, mean_ours).saturating_mul(calls as i64);
+        items.push(json!({
+            "source": mirror.source,
+            "destination": mirror.destination,
+            "protocol": "redis",
+            "fingerprint": "",
+            "query": command,
+            "calls": calls,
+            "errors": theirs.errors,
+            "divergences": theirs.divergences.iter().sum::<u64>(),
+            "primary": bucket_quantiles(&ours),
+            "mirror": bucket_quantiles(theirs),
+            "ratio": ratio(ours.sum_ns, timed(&ours), theirs.sum_ns, timed(theirs)),
+            "extra_ns": extra_ns,
+        }));
+    }
+    items
+}
+
+fn timed(total: &CommandTotal) -> u64 {
+    total.buckets.iter().sum()
+}
+
+/// The mirror's mean divided by the primary's, to three digits; null without both.
+fn ratio(ours_ns: u64, ours: u64, theirs_ns: u64, theirs: u64) -> Value {
+    if ours == 0 || theirs == 0 || ours_ns == 0 {
+        return Value::Null;
+    }
+    let ratio = (theirs_ns as f64 / theirs as f64) / (ours_ns as f64 / ours as f64);
+    json!((ratio * 1000.0).round() / 1000.0)
+}
+
+fn difference(theirs: u64, ours: u64) -> i64 {
+    i64::try_from(i128::from(theirs) - i128::from(ours)).unwrap_or(i64::MAX)
+}
+
+/// Of buckets: each quantile is the upper bound of the bucket that holds it.
+fn bucket_quantiles(total: &CommandTotal) -> Value {
+    let count = timed(total);
+    let quantile = |share: f64| {
+        let wanted = (share * count as f64).ceil().max(1.0) as u64;
+        let mut below = 0;
+        let at = total.buckets.iter().position(|n| {
+            below += n;
+            below >= wanted
+        });
+        let last = LE_BUCKETS_NS.len() - 1;
+        at.map_or(0, |at| LE_BUCKETS_NS[at.min(last)])
+    };
+    json!({
+        "count": count,
+        "mean_ns": total.sum_ns.checked_div(count).unwrap_or(0),
+        "p50_ns": quantile(0.5),
+        "p90_ns": quantile(0.9),
+        "p99_ns": quantile(0.99),
+    })
+}
