@@ -56,6 +56,19 @@ impl fmt::Display for DivergenceKind {
 use Comparison::{Different, Equal, NotCompared};
 use DivergenceKind::{DataMismatch, ExtraData, MigrationGap, SecondaryError, TypeMismatch};
 
+/// The comparison of equal replies, and of those that are never compared, where the request does not matter for it.
+pub fn compare_at_a_glance(
+    command: &Command,
+    primary: &[u8],
+    mirror: &[u8],
+) -> Option<Comparison> {
+    match command.shape() {
+        ReplyShape::NotCompared => Some(NotCompared),
+        ReplyShape::Pending | ReplyShape::EntryId => None,
+        _ => (primary == mirror).then_some(Equal),
+    }
+}
+
 /// Compares the primary's and the mirror's complete reply to one command. `None` is an unknown command: compared
 /// element by element.
 pub fn compare(

@@ -13,7 +13,7 @@ pub mod request;
 pub mod tracker;
 
 pub use command::{Command, CommandCategory, Effect};
-pub use compare::{Comparison, DivergenceKind, compare, compare_transaction};
+pub use compare::{Comparison, DivergenceKind, compare, compare_at_a_glance, compare_transaction};
 pub use framer::{Advance, ReplyError, ReplyFramer, RequestError, RequestFramer};
 pub use reply::Reply;
 pub use request::Request;

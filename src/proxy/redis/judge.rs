@@ -5,7 +5,7 @@ use super::collect::Frame;
 use crate::config::Compare;
 use crate::metrics::DivergenceKind;
 use crate::mirror::unit::Unit;
-use crate::protocol::resp::compare::{self, Comparison, compare};
+use crate::protocol::resp::compare::{self, Comparison, compare, compare_at_a_glance};
 use crate::protocol::resp::{Reply, Request, RequestFramer, command};
 use crate::ring::Chunk;
 
@@ -41,10 +41,16 @@ pub(super) fn judge(
         return Judgement::NotCompared;
     }
     let mirror = frame.bytes();
-    let mut bytes = Vec::new();
     if primary == mirror && unit.outcome.replies > 1 {
         return Judgement::Equal;
     }
+    let glance = unit.outcome.command;
+    match glance.and_then(|command| compare_at_a_glance(command, primary, mirror)) {
+        Some(Comparison::Equal) => return Judgement::Equal,
+        Some(Comparison::NotCompared) => return Judgement::NotCompared,
+        Some(Comparison::Different(_)) | None => {}
+    }
+    let mut bytes = Vec::new();
     unit.payload.copy_into(&mut bytes);
     if unit.outcome.replies == 1 {
         return judge_one(&Request::parse(&bytes), primary, mirror, how);

@@ -1,6 +1,7 @@
 //! What a unit carries besides its bytes: the primary's reply and what a mirror connection must be like.
 
 use crate::mirror::unit::Outcome;
+use crate::protocol::resp::command::Command;
 
 /// The primary's side of a unit.
 #[derive(Debug, Default)]
@@ -10,6 +11,8 @@ pub struct RedisOutcome {
     pub reply: Vec<u8>,
     /// Replies that the mirror will send: one for each command of the unit.
     pub replies: u32,
+    /// The command, if the unit is a single one that the table knows.
+    pub command: Option<&'static Command>,
     /// The database the client had selected.
     pub db: u32,
     /// The RESP version the client had negotiated: 2 or 3.
@@ -23,6 +26,7 @@ impl Outcome for RedisOutcome {
         self.reply.clear();
         self.reply.shrink_to(1024);
         self.replies = 0;
+        self.command = None;
         self.db = 0;
         self.resp = 0;
         self.latency_ns = 0;

@@ -276,6 +276,7 @@ impl Units {
             commands,
             began_ns,
             db,
+            command,
             ..
         } = transaction;
         let mirrors = &self.source.mirrors;
@@ -292,6 +293,7 @@ impl Units {
         let now_ns = self.context.ring.now_ns();
         draft.class = class;
         draft.outcome.replies = commands;
+        draft.outcome.command = command.filter(|_| commands == 1);
         draft.outcome.db = db;
         draft.outcome.resp = over.resp;
         draft.outcome.latency_ns = now_ns.saturating_sub(began_ns);
