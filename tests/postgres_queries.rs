@@ -147,7 +147,13 @@ fn the_query_that_is_slower_on_the_mirror_comes_first_on_every_surface() {
         text.contains("mirror_p99_ns") && text.lines().count() == 4,
         "{text}"
     );
-    assert!(fails(&mut admin, "SHOW QUERIES BY colour") == "42601");
+    assert_eq!(fails(&mut admin, "SHOW QUERIES BY colour"), "42601");
+    assert_eq!(fails(&mut admin, "SHOW QUERIES FOR nobody"), "42704");
+    for (parameters, status) in [("?mirror=nobody", "404"), ("?sort=colour", "422")] {
+        let answer = pair.proxy.get(&format!("/api/queries{parameters}"));
+        let text = format!("{answer:?}");
+        assert!(text.contains(status), "{parameters}: {text}");
+    }
 }
 
 #[test]

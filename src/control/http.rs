@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequestParts, Path, Query, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -180,8 +181,15 @@ async fn divergences(
     perform(state, who, Operation::Divergences(filter)).await
 }
 
-async fn queries(State(state): Shared, who: Asker, Query(filter): Query<QueryFilter>) -> Response {
-    perform(state, who, Operation::Queries(filter)).await
+async fn queries(
+    State(state): Shared,
+    who: Asker,
+    filter: Result<Query<QueryFilter>, QueryRejection>,
+) -> Response {
+    match filter {
+        Ok(Query(filter)) => perform(state, who, Operation::Queries(filter)).await,
+        Err(refused) => command_error(&CommandError::Invalid(refused.body_text())),
+    }
 }
 
 async fn config(State(state): Shared, who: Asker) -> Response {

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::commands::CommandError;
 use super::state::ControlState;
 use super::view::quantiles;
 use crate::limits::QUERIES_PER_ANSWER_MAX;
@@ -56,13 +57,29 @@ impl QuerySort {
 }
 
 /// `/api/queries`.
-pub fn queries(state: &ControlState, filter: &QueryFilter) -> Value {
+///
+/// # Errors
+/// If there is no such mirror.
+pub fn queries(state: &ControlState, filter: &QueryFilter) -> Result<Value, CommandError> {
+    let mirrors = state.registry.mirrors();
+    let only = match &filter.mirror {
+        None => None,
+        Some(name) => {
+            Some(
+                state
+                    .registry
+                    .resolve_mirror(name)
+                    .ok_or_else(|| CommandError::Unknown {
+                        what: "mirror",
+                        name: name.clone(),
+                        known: mirrors.iter().map(|mirror| mirror.name.clone()).collect(),
+                    })?,
+            )
+        }
+    };
     let wanted = |source: &str, destination: &str| {
-        let name = filter.mirror.as_deref();
-        name.is_none_or(|name| {
-            let known = state.registry.resolve_mirror(name);
-            known.is_some_and(|(s, d)| s == source && d == destination)
-        })
+        let only = only.as_ref();
+        only.is_none_or(|(s, d)| s == source && d == destination)
     };
     let mut items: Vec<Value> = Vec::new();
     for query in state.registry.queries() {
@@ -71,10 +88,10 @@ pub fn queries(state: &ControlState, filter: &QueryFilter) -> Value {
         }
     }
     let sources = state.registry.sources();
-    for mirror in state.registry.mirrors() {
+    for mirror in &mirrors {
         if wanted(&mirror.source, &mirror.destination) {
             let source = sources.iter().find(|source| source.name == mirror.source);
-            items.extend(source.into_iter().flat_map(|s| by_command(s, &mirror)));
+            items.extend(source.into_iter().flat_map(|s| by_command(s, mirror)));
         }
     }
     let number = |item: &Value, at: &str| item.pointer(at).and_then(Value::as_i64).unwrap_or(0);
@@ -87,7 +104,7 @@ pub fn queries(state: &ControlState, filter: &QueryFilter) -> Value {
     });
     let total = items.len();
     items.truncate(filter.limit.min(QUERIES_PER_ANSWER_MAX));
-    json!({"total": total, "queries": items})
+    Ok(json!({"total": total, "queries": items}))
 }
 
 fn by_fingerprint(query: &QueryTotal) -> Value {

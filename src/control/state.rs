@@ -124,7 +124,7 @@ impl ControlState {
             Operation::Databases => Ok(view::databases(self)),
             Operation::Mirrors => Ok(view::mirrors(self)),
             Operation::Divergences(filter) => Ok(view::divergences(self, filter)),
-            Operation::Queries(filter) => Ok(queries::queries(self, filter)),
+            Operation::Queries(filter) => queries::queries(self, filter),
             Operation::Clients => commands.clients(),
             Operation::Servers => commands.servers(),
             Operation::SetExposure { mirror, exposure } => {

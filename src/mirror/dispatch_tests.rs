@@ -1,6 +1,7 @@
 //! What a dispatcher promises, case by case; tests/simulation.rs mixes the cases.
 
 use super::*;
+use crate::limits::PIPELINE_PATIENCE_NS;
 
 type Slice = Rc<[u8]>;
 type Rings = Dispatcher<Slice, ()>;
@@ -302,7 +303,11 @@ fn a_pipeline_stretches_its_ring_while_the_mirror_answers_and_in_bytes_only_so_f
     for _ in 0..2 {
         assert_eq!(offer_pipelined(&world, &mut rings, "a", 1), Offered::Queued);
     }
-    assert_eq!(offer_pipelined(&world, &mut rings, "a", 1), full, "not asked for");
+    assert_eq!(
+        offer_pipelined(&world, &mut rings, "a", 1),
+        full,
+        "not asked for"
+    );
     rings.stretch_for_pipelines();
     assert_eq!(world.offer(&mut rings, 1, "waits for answers"), full);
     while offer_pipelined(&world, &mut rings, "a", 1) == Offered::Queued {}
@@ -311,9 +316,16 @@ fn a_pipeline_stretches_its_ring_while_the_mirror_answers_and_in_bytes_only_so_f
     let ticket = rings.next().unwrap();
     rings.settle(ticket, Fate::Delivered);
     let late = 2 + PIPELINE_PATIENCE_NS;
-    assert_eq!(offer_pipelined(&world, &mut rings, "a", late), full, "it stands still");
+    assert_eq!(
+        offer_pipelined(&world, &mut rings, "a", late),
+        full,
+        "it stands still"
+    );
     rings.note_answer(late);
-    assert_eq!(offer_pipelined(&world, &mut rings, "a", late), Offered::Queued);
+    assert_eq!(
+        offer_pipelined(&world, &mut rings, "a", late),
+        Offered::Queued
+    );
     rings.drain_remaining(DropReason::Shutdown);
     assert!(rings.is_idle());
 }
@@ -333,7 +345,10 @@ fn a_pipeline_leaves_in_one_go_and_comes_back_in_its_order() {
     assert_eq!([&one, &two, &three].map(text), ["1", "2", "3"]);
     rings.settle(one, Fate::Delivered);
     rings.requeue(three);
-    assert!(rings.next_behind(&two, |_| true).is_none(), "three came back");
+    assert!(
+        rings.next_behind(&two, |_| true).is_none(),
+        "three came back"
+    );
     rings.settle(two, Fate::Delivered);
     assert_eq!(deliver_all(&mut rings), ["3", "4"]);
     rings.check_invariants();

@@ -24,6 +24,9 @@ pub enum PipelineError {
     /// It is still in a transaction behind a unit that on the primary began none.
     #[error("mirror: a transaction stays open in a pipeline")]
     NotIdle,
+    /// It gave one answer to several units.
+    #[error("mirror: it skipped a unit of a pipeline")]
+    Skipped,
 }
 
 /// Whether the mirror is certain to be idle behind this unit, so that another may be sent before it has answered: every
@@ -98,6 +101,9 @@ impl PipelinedReplay {
                 if ends.front().is_some_and(|end| *end <= cycle.cycle) {
                     ends.pop_front();
                     done.push_back(std::mem::take(outcome));
+                    if ends.front().is_some_and(|end| *end <= cycle.cycle) {
+                        failed = failed.or(Some(PipelineError::Skipped));
+                    }
                     if cycle.status != TxStatus::Idle {
                         failed = failed.or(Some(PipelineError::NotIdle));
                     }
