@@ -154,6 +154,9 @@ pub trait Outcome: Default {
         *self = Self::default();
     }
 
+    /// A control mirror has taken the unit: what it makes of it will be known.
+    fn expect_control(&self) {}
+
     /// Heap memory of this outcome; counts against the ring's byte bound. Must not change once the
     /// unit is sealed.
     fn held_bytes(&self) -> usize {

@@ -196,6 +196,27 @@ pub fn compare(
     }
 }
 
+/// Every statement that differs, ascending; behind the last of the shorter outcome, the rest as one.
+pub fn differing(
+    primary: &UnitOutcome,
+    mirror: &UnitOutcome,
+    mode: Mode,
+    ordered: bool,
+) -> SmallVec<[usize; 4]> {
+    let pairs = primary.statements.iter().zip(&mirror.statements);
+    let differs = |(at, (ours, theirs)): (usize, (_, _))| {
+        let same = compare_statement(at, ours, theirs, mode, ordered).is_ok();
+        (!same).then_some(at)
+    };
+    let mut found: SmallVec<[usize; 4]> = pairs.enumerate().filter_map(differs).collect();
+    let held = primary.statements.len().min(mirror.statements.len());
+    let tails = |outcome: &UnitOutcome| (outcome.len(), outcome.more_status, outcome.more_rows);
+    if tails(primary) != tails(mirror) {
+        found.push(held);
+    }
+    found
+}
+
 fn compare_statement(
     statement: usize,
     primary: &StatementOutcome,

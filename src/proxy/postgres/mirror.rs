@@ -9,13 +9,14 @@ use std::time::Duration;
 use futures_lite::future::or;
 
 use super::connection::{Broken, Connection, Ran, Replaying};
+use super::control::Suspect;
 use super::judge;
 use super::pipeline::{self, Line};
-use super::queries::Queries;
+use super::queries::{Queries, RunQueries};
 use super::{Identity, PostgresOutcome};
 use crate::config::{Compare, Config, Database, MirrorPoolMode, Pace, Secret};
 use crate::limits::{MIRROR_LOG_INTERVAL_NS, PIPELINED_UNITS_MAX};
-use crate::metrics::ErrorWord;
+use crate::metrics::{DivergenceKind, ErrorWord};
 use crate::mirror::dispatch::{Dispatcher, Ticket};
 use crate::mirror::ledger::{DropReason, Fate};
 use crate::mirror::pace::{self, SessionPacer, Start};
@@ -391,35 +392,50 @@ impl Pool {
             }
             return;
         }
-        let diverged = self.compare(ticket, ran);
         let mut queries = self.queries.borrow_mut();
-        queries.record(&metrics.queries, unit, ran, diverged);
+        let run = queries.record(&metrics.queries, unit, ran);
+        drop(queries);
+        self.compare(ticket, ran, &run);
     }
 
-    /// Compares what the unit gave; returns which statement differs.
-    fn compare(&self, ticket: &PgTicket, ran: &Ran) -> Option<usize> {
+    /// Compares what the unit gave.
+    fn compare(&self, ticket: &PgTicket, ran: &Ran, run: &RunQueries) {
         let metrics = &self.mirror.metrics;
         let unit = &ticket.unit;
-        if self.mirror.options.compare == Compare::Off {
-            return None;
+        let how = self.mirror.options.compare;
+        if how == Compare::Off {
+            return;
         }
         metrics.compared.add(1);
-        let (kind, found) = judge::judge(unit, &ran.result, self.mirror.options.compare)?;
-        metrics.diverge(kind);
-        self.context
-            .tell(Event::Divergence(Box::new(DivergenceReport {
-                source: self.mirror.source.clone(),
-                mirror: self.mirror.destination.name.clone(),
-                command: sql::fingerprint(unit.outcome.text.as_bytes()).1,
-                pattern: Vec::new(),
-                key: format!("statement {}", found.statement + 1).into_bytes(),
-                kind,
-                primary: found.primary.into_bytes(),
-                secondary: found.mirror.into_bytes(),
-                client: ticket.client,
-                core: self.context.core,
-            })));
-        Some(found.statement)
+        if self.mirror.options.control {
+            let volatile = judge::volatile(unit, &ran.result, how);
+            if !volatile.is_empty() {
+                metrics.diverge(DivergenceKind::Noise);
+            }
+            return unit.outcome.control.answered(volatile);
+        }
+        let Some((kind, found)) = judge::judge(unit, &ran.result, how) else {
+            return;
+        };
+        let report = DivergenceReport {
+            source: self.mirror.source.clone(),
+            mirror: self.mirror.destination.name.clone(),
+            command: sql::fingerprint(unit.outcome.text.as_bytes()).1,
+            pattern: Vec::new(),
+            key: format!("statement {}", found.statement + 1).into_bytes(),
+            kind,
+            primary: found.primary.into_bytes(),
+            secondary: found.mirror.into_bytes(),
+            client: ticket.client,
+            core: self.context.core,
+        };
+        unit.outcome.control.judge(Suspect {
+            context: self.context.clone(),
+            metrics: metrics.clone(),
+            statement: found.statement,
+            query: run.slot_of(found.statement),
+            report: Some(Box::new(report)),
+        });
     }
 
     /// Ends what it is raced with when the mirror is taken away.

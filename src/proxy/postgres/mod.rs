@@ -7,6 +7,7 @@ mod carried;
 mod channel_binding;
 mod client;
 mod connection;
+mod control;
 mod handshake;
 mod judge;
 mod mirror;

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
+use super::control::Control;
 use crate::mirror::unit::Outcome;
 use crate::protocol::postgres::compare::UnitOutcome;
 use crate::protocol::postgres::session::SessionState;
@@ -41,6 +42,8 @@ pub struct PostgresOutcome {
     pub turn_ns: u64,
     /// How the statements ended.
     pub result: UnitOutcome,
+    /// What the control mirror makes of it.
+    pub control: Control,
     /// The first statement's text, truncated, for divergence records.
     pub text: String,
 }
@@ -76,6 +79,10 @@ impl PostgresOutcome {
 }
 
 impl Outcome for PostgresOutcome {
+    fn expect_control(&self) {
+        self.control.expect();
+    }
+
     fn reset(&mut self) {
         let mut text = std::mem::take(&mut self.text);
         text.clear();

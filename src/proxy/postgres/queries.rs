@@ -19,6 +19,18 @@ use crate::ring::Chunk;
 
 type PgUnit = Unit<Chunk, PostgresOutcome>;
 
+/// The queries of one unit: where each stands in the table, and the statement behind its last.
+#[derive(Default)]
+pub(super) struct RunQueries(SmallVec<[(usize, Option<usize>); 4]>);
+
+impl RunQueries {
+    /// Where the query stands that this statement belongs to; `None`: it is not known.
+    pub fn slot_of(&self, statement: usize) -> Option<Option<usize>> {
+        let run = self.0.iter().find(|(end, _)| statement < *end);
+        run.map(|(_, slot)| *slot)
+    }
+}
+
 /// Where the fingerprints of one mirror stand in its table.
 pub(super) struct Queries {
     slots: HashMap<u64, Option<usize>>,
@@ -41,18 +53,13 @@ impl Queries {
         }
     }
 
-    /// Records a unit that succeeded on the primary and was answered by the mirror; `diverged`: which statement differed.
-    pub fn record(
-        &mut self,
-        table: &QueryTable,
-        unit: &PgUnit,
-        ran: &Ran,
-        diverged: Option<usize>,
-    ) {
+    /// Records a unit that succeeded on the primary and was answered by the mirror; tells which queries it was.
+    pub fn record(&mut self, table: &QueryTable, unit: &PgUnit, ran: &Ran) -> RunQueries {
+        let mut run = RunQueries::default();
         let primary = &unit.outcome.result;
         let (ours, theirs) = (primary.ended_ns(), ran.result.ended_ns());
         if primary.errors() > 0 || ours.is_empty() || ours.len() as u64 != primary.len() {
-            return;
+            return run;
         }
         let mut copied = Vec::new();
         let mut parts = unit.payload.parts();
@@ -63,14 +70,14 @@ impl Queries {
                 unit.payload.copy_into(&mut copied);
                 &copied
             }
-            _ => return,
+            _ => return run,
         };
         let Some(found) = queries(bytes, &unit.outcome.names) else {
-            return;
+            return run;
         };
         if found.iter().map(|query| query.statements).sum::<usize>() != ours.len() {
             // Its statements were counted otherwise than the server counted them.
-            return;
+            return run;
         }
         let failed = ran.result.statements().iter();
         let failed = failed.take(ours.len()).position(|s| s.sqlstate().is_some());
@@ -79,11 +86,10 @@ impl Queries {
         let mut first = 0;
         for query in &found {
             let end = first + query.statements;
-            let metrics = table.at(self.slot(table, query.sql));
+            let slot = self.slot(table, query.sql);
+            run.0.push((end, slot));
+            let metrics = table.at(slot);
             metrics.calls.add(1);
-            if diverged.is_some_and(|at| (first..end).contains(&at)) {
-                metrics.divergences.add(1);
-            }
             if failed.is_some_and(|at| (first..end).contains(&at)) {
                 metrics.errors.add(1);
             }
@@ -96,6 +102,7 @@ impl Queries {
             metrics.mirror.record(mirror_ns);
             first = end;
         }
+        run
     }
 
     fn slot(&mut self, table: &QueryTable, text: &[u8]) -> Option<usize> {
