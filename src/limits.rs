@@ -144,6 +144,9 @@ pub const REDIS_MIRROR_REPLY_BYTES_MAX: u64 = 1 << 30;
 /// Units on their way on one Redis mirror connection: deep enough to fill a 10 ms round trip at 100,000 units a
 /// second, shallow enough that a lost connection loses little.
 pub const REDIS_MIRROR_WINDOW: usize = 1024;
+/// Units that are gathered for one send to a Redis mirror that still owes replies: a send costs as much as handling
+/// several units, and with this many one more hardly matters.
+pub const REDIS_MIRROR_GATHER: usize = 16;
 /// Bytes of a value that a divergence record shows.
 pub const DIVERGENCE_VALUE_LEN_MAX: usize = 256;
 
@@ -222,11 +225,25 @@ pub const TAINT_KEYS_MAX: usize = 100_000;
 /// Bytes of their names.
 pub const TAINT_BYTES_MAX: usize = 16 << 20;
 
-/// Keys whose latest answers are remembered per generation, of which there are two: 40 bytes each.
+/// Keys whose latest answers are remembered per generation, of which there are two: 90 bytes each.
 pub const ORDER_KEYS_MAX: usize = 65_536;
 
 /// Age of a generation: longer than an ordinary command takes, so that what is forgotten cannot overlap.
 pub const ORDER_GENERATION_NS: u64 = 10_000_000_000;
+
+/// How long before its answer was read a command that waited may have been executed: a turn of a busy core. Writes that
+/// matter to it and were answered within that time make its keys be copied again.
+pub const ORDER_LAG_NS: u64 = 10_000_000;
+
+/// The same for the question whether a reply that differs proves anything: an overloaded core.
+pub const ORDER_NEAR_NS: u64 = 100_000_000;
+
+/// How far the clocks of two servers, and of the machine of the proxy, may lie apart when it is asked whether a key may
+/// have ended on one of them before a write and on the other one behind it.
+pub const EXPIRY_CLOCK_SKEW_MS: u64 = 100;
+
+/// Keys whose end is remembered per generation, of which there are two: 24 bytes each.
+pub const EXPIRY_KEYS_MAX: usize = 65_536;
 
 /// Items that a dual write's queue keeps for reuse.
 pub const DUAL_SPARE_ITEMS_MAX: usize = 1024;
@@ -277,8 +294,8 @@ pub const REDIS_WINDOW_FIRST: usize = 1;
 /// The most: a deep pipeline fills a 10 ms round trip at 100,000 commands a second.
 pub const REDIS_WINDOW_MAX: usize = 1024;
 
-/// Replies that clients of one core have not read, all slow readers together. The one that exceeds it is closed; the
-/// largest bulk string that Redis allows fits.
+/// Replies that clients have not read, all slow readers of all cores together: a bound for each core would grow with
+/// the machine. The one that exceeds it is closed; the largest bulk string that Redis allows fits.
 pub const REDIS_SPILL_BYTES_MAX: usize = 1 << 30;
 
 /// Of a large reply that nobody compares, how much is kept to know its kind: a status line and an error's word.
@@ -360,3 +377,16 @@ pub const QUERY_UNIT_BYTES_MAX: usize = 64 * 1024;
 
 /// Queries in one answer of the API: all of a mirror on two cores.
 pub const QUERIES_PER_ANSWER_MAX: usize = 1_000;
+/// Lines that one place in the code writes to the log in a second: enough to see what happens, and a flood of refused
+/// clients fills no disk.
+pub const LOG_LINES_PER_SECOND_MAX: u32 = 20;
+// --- names of databases --------------------------------------------------------------------------
+
+/// How long an address of a name is taken for right: a database that moved is found within about a second.
+pub const NAME_FRESH_NS: u64 = 1_000_000_000;
+
+/// How long it still serves while it is asked for again: connections of an ordinary load do not wait for a resolver.
+pub const NAME_STALE_NS: u64 = 30_000_000_000;
+
+/// Between two looks whether the resolver has answered: little beside what it takes.
+pub const NAME_POLL: Duration = Duration::from_millis(2);

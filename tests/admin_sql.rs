@@ -362,6 +362,36 @@ fn the_console_answers_psql_and_the_extended_protocol_of_psycopg() {
 }
 
 #[test]
+fn an_admin_of_the_users_file_logs_in_with_a_password_and_nobody_else_does() {
+    let scene = Scene::start("");
+    // Before: this host is trusted.
+    assert!(scene.admin("SHOW VERSION").contains("parhelion"));
+    let login = |user: &str, password: &str| {
+        let mut command = scene.tool("psql", "admin");
+        command.args(["-U", user, "-c", "SHOW VERSION"]);
+        run(command.env("PGPASSWORD", password), b"", TIMEOUT)
+    };
+    let users = "[[users]]\nname = \"ops\"\ndatabase = \"admin\"\npassword = \"pencil\"\n\
+                 [[users]]\nname = \"app\"\ndatabase = \"shop\"\npassword = \"pencil\"\n";
+    std::fs::write(scene.folder.path().join("users.toml"), users).unwrap();
+    scene.admin("RELOAD");
+    let welcome = login("ops", "pencil");
+    assert!(
+        welcome.status.success() && String::from_utf8_lossy(&welcome.stdout).contains("parhelion"),
+        "{welcome:?}"
+    );
+    for (user, password) in [("ops", "wrong"), ("nobody", "pencil"), ("app", "pencil")] {
+        let refused = login(user, password);
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(
+            !refused.status.success() && text.contains("password authentication failed"),
+            "{user}: {text}"
+        );
+    }
+    assert!(!scene.proxy.log().join("\n").contains("pencil"));
+}
+
+#[test]
 fn shutdown_over_sql_ends_the_process_well() {
     let mut scene = Scene::start("");
     let started = Instant::now();

@@ -492,7 +492,7 @@ pub struct Database {
     pub tls: TlsMode,
     /// PEM certificates that its certificate must chain to.
     pub tls_ca: Option<PathBuf>,
-    /// Database number (Redis).
+    /// The database number in which clients begin (Redis); a 0 of theirs means it too.
     pub db: u32,
 }
 

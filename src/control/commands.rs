@@ -166,6 +166,8 @@ pub trait Commands: Send + Sync {
     fn config(&self) -> Result<Value, CommandError>;
     /// The names of the mirrors in force.
     fn mirrors(&self) -> Result<Vec<String>, CommandError>;
+    /// The names of the secondaries in force: an exposure and a queue they have, a pause they have not.
+    fn secondaries(&self) -> Result<Vec<String>, CommandError>;
     /// The open client connections.
     fn clients(&self) -> Result<Value, CommandError>;
     /// The open connections to primaries and mirrors.
@@ -226,10 +228,14 @@ impl CommandError {
     }
 }
 
+/// Names that a refusal shows; `mirrors` and `SHOW MIRRORS` have them all.
+const NAMES_SHOWN_MAX: usize = 8;
+
 fn list(names: &[String]) -> String {
-    if names.is_empty() {
-        String::new()
-    } else {
-        format!("; there are: {}", names.join(", "))
+    let shown = &names[..names.len().min(NAMES_SHOWN_MAX)];
+    match (shown, names.len() - shown.len()) {
+        ([], _) => String::new(),
+        (shown, 0) => format!("; there are: {}", shown.join(", ")),
+        (shown, more) => format!("; there are: {} and {more} more", shown.join(", ")),
     }
 }

@@ -1,13 +1,13 @@
 //! Latency by query: Postgres by fingerprint, Redis by command; the primary and the mirror side by side.
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::commands::CommandError;
 use super::state::ControlState;
 use super::view::quantiles;
 use crate::limits::QUERIES_PER_ANSWER_MAX;
-use crate::metrics::{CommandTotal, LE_BUCKETS_NS, MirrorTotal, QueryTotal, SourceTotal};
+use crate::metrics::{CommandTotal, MirrorTotal, QueryTotal};
 
 /// What to list, and in which order.
 #[derive(Clone, Debug, Deserialize)]
@@ -45,6 +45,15 @@ pub enum QuerySort {
 }
 
 impl QuerySort {
+    /// Its word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            QuerySort::Regressed => "regressed",
+            QuerySort::Slowest => "slowest",
+            QuerySort::Calls => "calls",
+        }
+    }
+
     /// From its word.
     pub fn of(word: &str) -> Option<QuerySort> {
         Some(match word {
@@ -87,11 +96,9 @@ pub fn queries(state: &ControlState, filter: &QueryFilter) -> Result<Value, Comm
             items.push(by_fingerprint(&query));
         }
     }
-    let sources = state.registry.sources();
     for mirror in &mirrors {
         if wanted(&mirror.source, &mirror.destination) {
-            let source = sources.iter().find(|source| source.name == mirror.source);
-            items.extend(source.into_iter().flat_map(|s| by_command(s, mirror)));
+            items.extend(by_command(mirror));
         }
     }
     let number = |item: &Value, at: &str| item.pointer(at).and_then(Value::as_i64).unwrap_or(0);
@@ -105,6 +112,23 @@ pub fn queries(state: &ControlState, filter: &QueryFilter) -> Result<Value, Comm
     let total = items.len();
     items.truncate(filter.limit.min(QUERIES_PER_ANSWER_MAX));
     Ok(json!({"total": total, "queries": items}))
+}
+
+/// The queries of a Postgres mirror in the form of the commands of a Redis mirror, for the report.
+pub(super) fn as_commands(state: &ControlState, source: &str, destination: &str) -> Value {
+    let mut commands = Map::new();
+    for query in state.registry.queries() {
+        if query.source != source || query.destination != destination {
+            continue;
+        }
+        let mut command = quantiles(&query.mirror);
+        command["ok"] = query.calls.saturating_sub(query.errors).into();
+        command["errors"] = query.errors.into();
+        command["divergences"] = json!({"all": query.divergences});
+        command["primary"] = quantiles(&query.primary);
+        commands.insert(query.text, command);
+    }
+    Value::Object(commands)
 }
 
 fn by_fingerprint(query: &QueryTotal) -> Value {
@@ -129,15 +153,14 @@ fn by_fingerprint(query: &QueryTotal) -> Value {
     })
 }
 
-/// The primary's numbers are of all its calls, the mirror's of those that it got.
-fn by_command(source: &SourceTotal, mirror: &MirrorTotal) -> Vec<Value> {
+/// The primary's numbers are of the same commands.
+fn by_command(mirror: &MirrorTotal) -> Vec<Value> {
     let mut items = Vec::new();
     for (command, theirs) in &mirror.commands {
-        let ours = source.commands.get(command).copied().unwrap_or_default();
+        let ours = mirror.primary_commands.get(command).copied();
+        let ours = ours.unwrap_or_default();
         let calls = theirs.ok + theirs.errors;
-        let [mean_ours, mean_theirs] =
-            [&ours, theirs].map(|total| total.sum_ns.checked_div(timed(total)).unwrap_or(0));
-        let extra_ns = difference(mean_theirs, mean_ours).saturating_mul(calls as i64);
+        let extra_ns = difference(theirs.mean_ns(), ours.mean_ns());
         items.push(json!({
             "source": mirror.source,
             "destination": mirror.destination,
@@ -147,17 +170,13 @@ fn by_command(source: &SourceTotal, mirror: &MirrorTotal) -> Vec<Value> {
             "calls": calls,
             "errors": theirs.errors,
             "divergences": theirs.divergences.iter().sum::<u64>(),
-            "primary": bucket_quantiles(&ours),
-            "mirror": bucket_quantiles(theirs),
-            "ratio": ratio(ours.sum_ns, timed(&ours), theirs.sum_ns, timed(theirs)),
-            "extra_ns": extra_ns,
+            "primary": bucketed(&ours),
+            "mirror": bucketed(theirs),
+            "ratio": ratio(ours.sum_ns, ours.count(), theirs.sum_ns, theirs.count()),
+            "extra_ns": extra_ns.saturating_mul(i64::try_from(calls).unwrap_or(i64::MAX)),
         }));
     }
     items
-}
-
-fn timed(total: &CommandTotal) -> u64 {
-    total.buckets.iter().sum()
 }
 
 /// The mirror's mean divided by the primary's, to three digits; null without both.
@@ -173,24 +192,11 @@ fn difference(theirs: u64, ours: u64) -> i64 {
     i64::try_from(i128::from(theirs) - i128::from(ours)).unwrap_or(i64::MAX)
 }
 
-/// Of buckets: each quantile is the upper bound of the bucket that holds it.
-fn bucket_quantiles(total: &CommandTotal) -> Value {
-    let count = timed(total);
-    let quantile = |share: f64| {
-        let wanted = (share * count as f64).ceil().max(1.0) as u64;
-        let mut below = 0;
-        let at = total.buckets.iter().position(|n| {
-            below += n;
-            below >= wanted
-        });
-        let last = LE_BUCKETS_NS.len() - 1;
-        at.map_or(0, |at| LE_BUCKETS_NS[at.min(last)])
-    };
+fn bucketed(total: &CommandTotal) -> Value {
     json!({
-        "count": count,
-        "mean_ns": total.sum_ns.checked_div(count).unwrap_or(0),
-        "p50_ns": quantile(0.5),
-        "p90_ns": quantile(0.9),
-        "p99_ns": quantile(0.99),
+        "count": total.count(),
+        "mean_ns": total.mean_ns(),
+        "p50_ns": total.quantile_ns(0.5),
+        "p99_ns": total.quantile_ns(0.99),
     })
 }

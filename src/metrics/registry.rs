@@ -111,9 +111,17 @@ impl Registry {
         self.cores.iter().map(|core| CoreTotal::of(core)).collect()
     }
 
-    /// Every source database, added up over the cores, by name.
+    /// Every source database, added up over the cores, by name. A mirror's destination is one once a client has used
+    /// it as such.
     pub fn sources(&self) -> Vec<SourceTotal> {
-        let entries: Vec<_> = self.lock().sources.values().cloned().collect();
+        let entries: Vec<_> = {
+            let tables = self.lock();
+            let is_destination = |name: &str| tables.mirrors.keys().any(|(_, to)| **to == *name);
+            let sources = tables.sources.iter().filter(|(name, cores)| {
+                !is_destination(name) || cores.iter().any(|(_, metrics)| metrics.is_used())
+            });
+            sources.map(|(_, cores)| cores.clone()).collect()
+        };
         entries
             .iter()
             .map(|cores| SourceTotal::merge(cores.iter().map(|(_, m)| &**m)))

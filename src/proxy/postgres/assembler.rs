@@ -136,7 +136,7 @@ impl Assembler {
             // The client paused inside a cycle: behind a Flush, or between two pieces of a COPY.
             draft.begin_group(around.now_ns);
         }
-        append(around.ring, draft, bytes);
+        append(around.ring, draft, bytes, 0..bytes.len());
         let now_held = draft.held_bytes();
         let bytes_max = around.mirrors.bytes_max();
         if let Err(reason) = self.held.grow(&mut content.charged, now_held, bytes_max) {

@@ -72,6 +72,8 @@ pub(super) struct Connection {
     state: SessionState,
     /// The session right behind the login, to which a reset returns.
     fresh: SessionState,
+    /// What `state` was taken from, or found equal to.
+    adopted: Option<Rc<SessionState>>,
     /// What the session is like now is not known for certain.
     doubtful: bool,
     /// The client whose unit left something behind that another client's units must not meet.
@@ -122,6 +124,7 @@ impl Connection {
             socket,
             state: fresh.clone(),
             fresh,
+            adopted: None,
             doubtful: false,
             traces_of: None,
             cancel_at_ns: None,
@@ -165,8 +168,8 @@ impl Connection {
             }
             Err(_) => {
                 self.cancel_at_ns = None;
-                self.cancel(context).await;
-                let rest = self.read_rest(context, &mut replay);
+                Box::pin(self.cancel(context)).await;
+                let rest = Box::pin(self.read_rest(context, &mut replay));
                 context
                     .ring
                     .timeout(CANCEL_GRACE, rest)
@@ -202,8 +205,12 @@ impl Connection {
         self.dirty = false;
         self.cancel_at_ns = None;
         self.sent_ns.clear();
+        if self.is_as_wanted(unit) {
+            return Ok(());
+        }
         let limit = Self::limit(context, unit);
-        let adopted = self.adopt(context, unit, keeps_session);
+        // Rare: not a part of every unit's future.
+        let adopted = Box::pin(self.adopt(context, unit, keeps_session));
         let adopted = context.ring.timeout(limit, adopted).await;
         adopted.map_err(|_| Broken::Stuck)?
     }
@@ -217,10 +224,24 @@ impl Connection {
             // Whether the session changed here too is not known.
             self.doubtful = true;
         }
-        self.state.adopt(&outcome.after);
+        if !self.has_adopted(&outcome.after) {
+            self.state.adopt(&outcome.after);
+            self.adopted = Some(outcome.after.clone());
+        }
         if outcome.traces {
             self.traces_of = Some(unit.client);
         }
+    }
+
+    /// Whether the session is where the client's was, as far as that can be told without a look at the values.
+    fn is_as_wanted(&self, unit: &PgUnit) -> bool {
+        let foreign = self.traces_of.is_some_and(|client| client != unit.client);
+        !self.doubtful && !foreign && self.has_adopted(&unit.outcome.before)
+    }
+
+    fn has_adopted(&self, state: &Rc<SessionState>) -> bool {
+        let same = |adopted: &Rc<SessionState>| Rc::ptr_eq(adopted, state);
+        self.adopted.as_ref().is_some_and(same)
     }
 
     /// Sets what the client's session has and this one lacks.
@@ -237,8 +258,10 @@ impl Connection {
         let wanted = &unit.outcome.before;
         let statements = wanted.diff(&self.state);
         if statements.is_empty() {
+            self.adopted = Some(wanted.clone());
             return Ok(());
         }
+        self.adopted = None;
         let mut messages = Vec::new();
         statements
             .iter()
@@ -271,6 +294,7 @@ impl Connection {
             return Err(Broken::NoReset);
         }
         self.state = self.fresh.clone();
+        self.adopted = None;
         self.statements.clear();
         self.doubtful = false;
         self.traces_of = None;
@@ -478,7 +502,7 @@ impl Connection {
             }
             if self.cancel_at_ns.is_some_and(|at_ns| at_ns <= wake_ns) {
                 self.cancel_at_ns = None;
-                self.cancel(context).await;
+                Box::pin(self.cancel(context)).await;
             } else {
                 return Ok(None);
             }

@@ -49,6 +49,7 @@ pub fn start_workers(context: &Rc<Context>, mirror: Rc<PgMirror>) {
         logins: RefCell::default(),
         pacers: RefCell::default(),
         due_ns: Cell::new(u64::MAX),
+        waits: Cell::new(false),
         leaving: RefCell::default(),
         queries: RefCell::new(Queries::of(&mirror.metrics.queries)),
         lost_log: Quiet::default(),
@@ -69,12 +70,14 @@ struct Pool {
     mode: PoolMode,
     state: RefCell<PoolState<usize>>,
     /// Connections that wait, by slot.
-    idle: RefCell<Vec<Option<Connection>>>,
+    idle: RefCell<Vec<Option<Box<Connection>>>>,
     logins: RefCell<Logins>,
     /// Of the clients that have units here, under `pace = "session"`.
     pacers: RefCell<HashMap<ClientId, SessionPacer>>,
     /// When the first unit that only waits for its time may start.
     due_ns: Cell<u64>,
+    /// Units wait because every connection is in use.
+    waits: Cell<bool>,
     /// Clients that have left with units still here.
     leaving: RefCell<Vec<ClientId>>,
     queries: RefCell<Queries>,
@@ -110,8 +113,12 @@ impl Pool {
         self.see_off();
         self.due_ns.set(u64::MAX);
         if self.state.borrow().is_exhausted() {
+            if self.dispatcher().queued_units() > 0 && !self.waits.replace(true) {
+                self.mirror.metrics.pool_waits.add(1);
+            }
             return None;
         }
+        self.waits.set(false);
         let now_ns = self.context.ring.now_ns();
         let config = self.context.config.borrow().clone();
         let ticket = {
@@ -221,22 +228,26 @@ impl Pool {
         self.mirror.work.wake_one();
     }
 
-    async fn connect(&self, ticket: &PgTicket) -> Result<Connection, Broken> {
+    async fn connect(&self, ticket: &PgTicket) -> Result<Box<Connection>, Broken> {
         let who = &ticket.unit.outcome.identity;
         let config = self.context.config.borrow().clone();
         let destination = &self.mirror.destination;
         let (user, password, name) = credentials(&config, destination, who);
-        let connection = or(
-            Connection::open(&self.context, destination, name, user, password),
-            self.retired(),
-        )
-        .await?;
+        // Boxed: these are rare, and the run of every unit would carry their size.
+        let opening = Box::pin(Connection::open(
+            &self.context,
+            destination,
+            name,
+            user,
+            password,
+        ));
+        let connection = Box::new(or(opening, self.retired()).await?);
         self.mirror.note_connection(connection.socket().downgrade());
         Ok(connection)
     }
 
     /// Runs a unit, and with it those that its client pipelined behind it; returns whether the connection waits for more.
-    async fn run_on(&self, slot: usize, mut connection: Connection, ticket: PgTicket) -> bool {
+    async fn run_on(&self, slot: usize, mut connection: Box<Connection>, ticket: PgTicket) -> bool {
         // Pauses can only be kept by a mirror that has time for them: before units are dropped, pauses are.
         let behind = self.dispatcher().is_crowded(ticket.client);
         let pace = match behind {

@@ -46,6 +46,7 @@ impl Dual {
     fn enter(&self, mode: RedisMode) {
         tracing::info!(source = self.source, before = %self.mode.get(), %mode, "the mode changes");
         self.mode.set(mode);
+        self.note_gauges();
         self.work.wake_all();
         self.chores.wake_all();
     }
