@@ -153,8 +153,8 @@ impl PgLoad {
     /// Ends the clients; false: one of them failed.
     fn finish(self) -> bool {
         self.stop.store(true, Ordering::Relaxed);
-        let ends = self.threads.into_iter().map(JoinHandle::join);
-        ends.fold(true, |all, end| all && end.is_ok())
+        let ends: Vec<_> = self.threads.into_iter().map(JoinHandle::join).collect();
+        ends.iter().all(Result::is_ok)
     }
 }
 

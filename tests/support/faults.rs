@@ -124,10 +124,10 @@ pub struct Latencies(Vec<Duration>);
 
 impl Latencies {
     /// Of so many calls.
-    pub fn of(calls: usize, mut call: impl FnMut()) -> Latencies {
+    pub fn of(calls: usize, call: impl FnMut()) -> Latencies {
         let mut left = calls;
         let more = move || left.checked_sub(1).map(|fewer| left = fewer).is_some();
-        Latencies::while_(more, move || call())
+        Latencies::while_(more, call)
     }
 
     /// Of the calls that are made as long as `more` says so.
