@@ -532,7 +532,10 @@ fn a_bad_file_at_a_reload_changes_nothing_and_is_named() {
             "connect_timeout",
         ),
         (good.replace("name = \"here\"", "name = \"there\""), "here"),
-        (good.replacen("[[databases]]", "[[databases]", 1), "line"),
+        (
+            good.replacen("[[databases]]", "[[databases]", 1),
+            "unclosed",
+        ),
     ] {
         let known = proxy.process.log().len();
         std::fs::write(&file, &bad).unwrap();
