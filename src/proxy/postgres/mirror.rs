@@ -24,7 +24,7 @@ use crate::mirror::pool::{Checkin, Checkout, PoolMode, PoolState};
 use crate::mirror::unit::{ClientId, Unit};
 use crate::protocol::postgres::sql;
 use crate::proxy::Context;
-use crate::proxy::context::{DivergenceReport, Event};
+use crate::proxy::context::DivergenceReport;
 use crate::proxy::mirrors::Mirror;
 use crate::ring::{Chunk, Queue};
 
