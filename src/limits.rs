@@ -348,6 +348,8 @@ pub const TLS_UNREAD_ANSWERS_BYTES: usize = 64 * 1024;
 /// TLS 1.3 tickets, and sessions that a server or client remembers: one per client that is likely to come back soon.
 pub const TLS_SESSIONS_MAX: usize = 1024;
 
+// --- Logs ---
+
 // --- Postgres pipelines and query latencies ---
 
 /// Units of one client's pipeline on their way on one mirror connection. The client had them under way together too; it is

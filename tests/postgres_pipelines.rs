@@ -66,7 +66,8 @@ fn ten_thousand_pipelined_units_are_all_delivered_in_order() {
         .concat(),
     );
     client.until_ready();
-    let forms: [(&str, fn(usize) -> Vec<u8>); 3] = [
+    type Form = (&'static str, fn(usize) -> Vec<u8>);
+    let forms: [Form; 3] = [
         ("simple", |id| {
             wire::query(&format!("INSERT INTO t VALUES ({id})"))
         }),
