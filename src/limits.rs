@@ -358,8 +358,8 @@ pub const PIPELINED_UNITS_MAX: usize = 128;
 
 /// A pipeline may hold so many times `mirror_queue_bytes`, before it is answered and then in its ring, while the mirror
 /// answers: a primary works a deep pipeline off in one go and answers many hundred units in one read, before any mirror can
-/// have got the first of them. 10,000 small units fit. The core's `mirror_memory` bounds all pipelines together.
-pub const PIPELINE_QUEUE_FACTOR: usize = 8;
+/// have got the first of them. 10,000 small units fit (about 1.5 KiB each), and on a busy host all of them may wait. The core's `mirror_memory` bounds all pipelines together.
+pub const PIPELINE_QUEUE_FACTOR: usize = 32;
 
 /// A mirror that has answered no unit for so long stands still, and pipelines get no room beyond the ring's own bounds. Longer
 /// than a busy host keeps a server from running, far shorter than an outage. A client that has waited for every answer for so

@@ -1,7 +1,7 @@
 //! What a dispatcher promises, case by case; tests/simulation.rs mixes the cases.
 
 use super::*;
-use crate::limits::PIPELINE_PATIENCE_NS;
+use crate::limits::{PIPELINE_PATIENCE_NS, PIPELINE_QUEUE_FACTOR};
 
 type Slice = Rc<[u8]>;
 type Rings = Dispatcher<Slice, ()>;
@@ -312,7 +312,8 @@ fn a_pipeline_stretches_its_ring_while_the_mirror_answers_and_in_bytes_only_so_f
     assert_eq!(world.offer(&mut rings, 1, "waits for answers"), full);
     while offer_pipelined(&world, &mut rings, "a", 1) == Offered::Queued {}
     let held = rings.queued_bytes();
-    assert!((6 * 4096..=8 * 4096).contains(&held), "{held}");
+    let most = PIPELINE_QUEUE_FACTOR * 4096;
+    assert!((most - 4096..=most).contains(&held), "{held}");
     let ticket = rings.next().unwrap();
     rings.settle(ticket, Fate::Delivered);
     let late = 2 + PIPELINE_PATIENCE_NS;

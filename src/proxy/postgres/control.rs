@@ -9,8 +9,6 @@ use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use smallvec::SmallVec;
-
 use crate::metrics::{DivergenceKind, MirrorMetrics};
 use crate::proxy::Context;
 use crate::proxy::context::{DivergenceReport, Event};
@@ -25,9 +23,9 @@ enum State {
     #[default]
     None,
     /// It has not answered; these wait for it.
-    Expected(SmallVec<[Suspect; 1]>),
+    Expected(Vec<Suspect>),
     /// It differs from the primary in these statements.
-    Known(SmallVec<[usize; 4]>),
+    Known(Vec<usize>),
 }
 
 /// A mismatch that may be noise. Dropped unjudged, it counts as what it looks like.
@@ -45,11 +43,11 @@ pub(super) struct Suspect {
 impl Control {
     /// The control has taken the unit.
     pub fn expect(&self) {
-        *self.0.borrow_mut() = State::Expected(SmallVec::new());
+        *self.0.borrow_mut() = State::Expected(Vec::new());
     }
 
     /// The control has answered and differs in these statements.
-    pub fn answered(&self, differing: SmallVec<[usize; 4]>) {
+    pub fn answered(&self, differing: Vec<usize>) {
         let before = self.0.replace(State::Known(differing.clone()));
         if let State::Expected(suspects) = before {
             for suspect in suspects {

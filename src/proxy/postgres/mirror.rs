@@ -423,7 +423,7 @@ impl Pool {
             if !volatile.is_empty() {
                 metrics.diverge(DivergenceKind::Noise);
             }
-            return unit.outcome.control.answered(volatile);
+            return unit.outcome.control.answered(volatile.into_vec());
         }
         let Some((kind, found)) = judge::judge(unit, &ran.result, how) else {
             return;
