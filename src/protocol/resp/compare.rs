@@ -57,11 +57,7 @@ use Comparison::{Different, Equal, NotCompared};
 use DivergenceKind::{DataMismatch, ExtraData, MigrationGap, SecondaryError, TypeMismatch};
 
 /// The comparison of equal replies, and of those that are never compared, where the request does not matter for it.
-pub fn compare_at_a_glance(
-    command: &Command,
-    primary: &[u8],
-    mirror: &[u8],
-) -> Option<Comparison> {
+pub fn compare_at_a_glance(command: &Command, primary: &[u8], mirror: &[u8]) -> Option<Comparison> {
     match command.shape() {
         ReplyShape::NotCompared => Some(NotCompared),
         ReplyShape::Pending | ReplyShape::EntryId => None,
