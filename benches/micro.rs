@@ -150,7 +150,7 @@ fn unit_seal(bencher: Bencher<'_, '_>, size: usize) {
 /// The whole way of a unit through its client's ring: sealed, offered, handed out, settled.
 #[divan::bench(args = [1, 64, 1000])]
 fn ring_push_and_pop(bencher: Bencher<'_, '_>, clients: u64) {
-    let pool = UnitPool::default();
+    let pool = UnitPool::<Bytes, ()>::default();
     let bounds = Bounds {
         units: 256,
         bytes: 1 << 20,
