@@ -392,3 +392,8 @@ pub const NAME_STALE_NS: u64 = 30_000_000_000;
 
 /// Between two looks whether the resolver has answered: little beside what it takes.
 pub const NAME_POLL: Duration = Duration::from_millis(2);
+
+// --- logs ---
+
+/// Log lines that wait for whoever reads stderr, about 2 MiB of them: a burst. What comes then is lost, not waited for.
+pub const LOG_LINES_QUEUED_MAX: usize = 8192;

@@ -79,7 +79,7 @@ fn load(files: &FileArgs) -> Result<Loaded, Failure> {
 
 fn run(args: &FileArgs) -> Result<(), Failure> {
     let loaded = load(args)?;
-    init_logging(loaded.config.general.log_format).map_err(Failure::config)?;
+    let _log = init_logging(loaded.config.general.log_format).map_err(Failure::config)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -94,7 +94,7 @@ fn quick(
     common: &parhelion::cli::QuickArgs,
     to_config: impl FnOnce(&[usize]) -> Result<Config, ConfigErrors>,
 ) -> Result<(), Failure> {
-    init_logging(common.log_format).map_err(Failure::config)?;
+    let _log = init_logging(common.log_format).map_err(Failure::config)?;
     let config = to_config(&available_cpus()).map_err(|errors| Failure::refused(&errors))?;
     serve::run(config, ConfigFiles::default()).map_err(Failure::other)
 }

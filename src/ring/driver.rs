@@ -147,8 +147,9 @@ impl Driver {
         state.stats.submissions += pending;
         state.stats.submissions_max = state.stats.submissions_max.max(pending);
         let mut uring = self.core.uring.borrow_mut();
-        let mut rest = state.pending.as_slice();
-        while !rest.is_empty() {
+        let mut pushed_len = 0;
+        while pushed_len < state.pending.len() {
+            let rest = &state.pending[pushed_len..];
             let mut queue = uring.submission();
             let room = (queue.capacity() - queue.len()).min(rest.len());
             // SAFETY: every pending entry points only to memory that stays in place until its completion: slabs, the
@@ -157,16 +158,17 @@ impl Driver {
             let pushed = unsafe { queue.push_multiple(&rest[..room]) };
             drop(queue);
             if pushed.is_ok() {
-                rest = &rest[room..];
+                pushed_len += room;
             }
-            if !rest.is_empty()
+            if pushed_len < state.pending.len()
                 && let Err(error) = uring.submit()
             {
                 tracing::error!(%error, "io_uring_enter failed");
+                // The others go with the next turn: a lost one would leave its socket deaf.
                 break;
             }
         }
-        state.pending.clear();
+        state.pending.drain(..pushed_len);
     }
 
     fn enter(&mut self, now_ns: u64) -> io::Result<usize> {
@@ -201,7 +203,8 @@ impl Driver {
 
     /// How long this wait may last; `None`: until the next completion (the standing tick is one).
     fn wait_ns(&self, now_ns: u64) -> Option<u64> {
-        if self.queues.serve_ready() || self.queues.mirror_ready() {
+        let unsubmitted = !self.core.state.borrow().pending.is_empty();
+        if unsubmitted || self.queues.serve_ready() || self.queues.mirror_ready() {
             return Some(0);
         }
         let mut timers = self.core.timers.borrow_mut();
