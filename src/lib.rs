@@ -53,6 +53,7 @@ pub mod control;
 pub mod demo;
 pub mod embed;
 pub mod limits;
+pub mod load;
 pub mod metrics;
 pub mod mirror;
 pub mod protocol;

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use std::{env, fs};
 
 use clap::Parser as _;
-use parhelion::cli::{CheckArgs, Cli, Command, CtlArgs, FileArgs, ReportArgs, check, init_logging};
+use parhelion::cli::{
+    BenchArgs, CheckArgs, Cli, Command, CtlArgs, FileArgs, ReportArgs, check, init_logging,
+};
 use parhelion::config::{Config, ConfigErrors, Loaded, load_with_warnings};
 use parhelion::control::ctl;
 use parhelion::proxy::tls::Material;
@@ -23,6 +25,7 @@ fn main() -> ExitCode {
         Command::Redis(args) => quick(&args.common, |cpus| args.to_config(cpus)),
         Command::Postgres(args) => quick(&args.common, |cpus| args.to_config(cpus)),
         Command::Demo(args) => parhelion::demo::run(&args).map_err(Failure::other),
+        Command::Bench(args) => bench(&args),
         Command::Ctl(args) => ctl(args),
         Command::Report(args) => report(&args),
         Command::Completions(args) => {
@@ -114,6 +117,14 @@ fn check(args: &CheckArgs) -> Result<(), Failure> {
             "{path} is valid, but {failed} of {} probes failed",
             dialled.len()
         ))),
+    }
+}
+
+fn bench(args: &BenchArgs) -> Result<(), Failure> {
+    match parhelion::cli::bench::run(args, &mut io::stdout().lock()) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Failure::other("not every request was answered rightly")),
+        Err(error) => Err(Failure::other(error)),
     }
 }
 

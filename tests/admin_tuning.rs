@@ -327,3 +327,41 @@ fn what_the_host_script_sets_its_undo_takes_back() {
     passes("bash", &["-c", undo]);
     holds(|file| file.1);
 }
+
+#[test]
+fn every_example_configuration_is_accepted_without_a_warning() {
+    let mut seen = Vec::new();
+    for entry in std::fs::read_dir(tuning("")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        // The users of PgDog's example have a test of their own.
+        if !name.ends_with(".toml") || matches!(name.as_str(), "users.toml" | "pgdog.toml") {
+            continue;
+        }
+        let text = read(&name);
+        let input = Input {
+            file: Path::new(&name),
+            text: &text,
+            users: None,
+            cpus: &[0, 1],
+        };
+        let loaded = parse(&input).unwrap_or_else(|errors| panic!("{name}: {errors}"));
+        assert!(loaded.warnings.is_empty(), "{name}: {:?}", loaded.warnings);
+        assert!(text.starts_with("# "), "{name} says first what it is for");
+        seen.push(name);
+    }
+    for wanted in ["one-core", "many-cores", "latency", "throughput"] {
+        assert!(seen.contains(&format!("{wanted}.toml")), "{wanted}");
+    }
+}
+
+#[test]
+fn the_benchmarks_page_names_files_and_plots_that_exist_or_are_made() {
+    let page = read("benchmarks.md");
+    for name in ["one-core", "many-cores", "latency", "throughput"] {
+        assert!(page.contains(&format!("{name}.toml")), "{name}");
+    }
+    for name in ["clients", "pipeline", "value-size", "mirrors", "cores"] {
+        assert!(page.contains(&format!("scale-{name}.svg")), "{name}");
+    }
+}

@@ -38,11 +38,18 @@ fn fill(address: std::net::SocketAddr) {
 fn read(proxy: &ProxyProcess, commands: usize, falsified: impl Fn() -> u64) -> (u64, u64) {
     std::thread::scope(|scope| {
         for seed in 0..CLIENTS {
-            let address = proxy.address();
+            let (address, control) = (proxy.address(), proxy.control());
             scope.spawn(move || {
                 let mut rng = fastrand::Rng::with_seed(seed as u64);
                 let mut client = RespClient::connect(address);
-                for _ in 0..commands / CLIENTS / DEPTH {
+                for number in 0..commands / CLIENTS / DEPTH {
+                    if number % 10 == 9 {
+                        // The mirror keeps up: what is dropped is not compared.
+                        let calm = eventually(PATIENCE, || {
+                            (Ledger::of(control).in_flight < 1_000).then_some(())
+                        });
+                        assert!(calm.is_some(), "the mirror stands still");
+                    }
                     let get = |_| encode(&["GET", &format!("k:{}", rng.usize(0..KEYS))]);
                     client.send(&(0..DEPTH).flat_map(get).collect::<Vec<u8>>());
                     client.replies(DEPTH);

@@ -153,8 +153,9 @@ impl PgLoad {
     /// Ends the clients; false: one of them failed.
     fn finish(self) -> bool {
         self.stop.store(true, Ordering::Relaxed);
-        let ends = self.threads.into_iter().map(JoinHandle::join);
-        ends.fold(true, |all, end| all && end.is_ok())
+        // Every one is waited for, whatever became of the others.
+        let ends: Vec<_> = self.threads.into_iter().map(JoinHandle::join).collect();
+        ends.iter().all(Result::is_ok)
     }
 }
 
@@ -240,9 +241,14 @@ impl Samples {
     }
 }
 
+/// The value of a counter key. A server that was restarted a moment ago may still be reading its file.
 fn counter(server: &RedisServer, key: &str) -> u64 {
-    let reply = String::from_utf8(server.command(&["GET", key]).unwrap()).unwrap();
-    reply.lines().nth(1).map_or(0, |text| text.parse().unwrap())
+    let value = eventually(PATIENCE, || {
+        let reply = String::from_utf8(server.command(&["GET", key]).ok()?).unwrap();
+        let number = reply.lines().nth(1).map(|text| text.parse().unwrap());
+        number.or_else(|| reply.starts_with("$-1").then_some(0))
+    });
+    value.unwrap_or_else(|| panic!("{key} cannot be read"))
 }
 
 fn redis_pair() -> [RedisServer; 2] {
@@ -275,6 +281,20 @@ fn show(bench: &Bench<PostgresServer>) {
     eprintln!("mirror: {:?}", bench.mirror.sql("postgres", activity));
     for path in ["/api/status", "/api/mirrors", "/api/clients"] {
         eprintln!("{path}: {:?}", bench.proxy.get(path));
+    }
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", bench.proxy.pid())).unwrap();
+    for task in tasks.flatten() {
+        let of = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        eprintln!(
+            "{} {} {}",
+            of("comm").trim(),
+            of("wchan"),
+            of("syscall").trim()
+        );
+    }
+    if std::env::var_os("PARHELION_SOAK_HOLD").is_some() {
+        eprintln!("held: pid {}", bench.proxy.pid());
+        std::thread::sleep(Duration::from_secs(600));
     }
     let log = bench.proxy.log();
     eprintln!("{}", log[log.len().saturating_sub(60)..].join("\n"));

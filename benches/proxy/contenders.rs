@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rustix::process::Signal;
+use serde_json::json;
 
 use crate::process::{self, Process, Spawn, User, free_port};
 use crate::servers::{Halted, Protocol, Servers};
@@ -30,6 +31,8 @@ pub enum Mirror {
     Stopped,
     /// The same while it runs a tenth of the time.
     Slow,
+    /// The same while nobody listens where it should be.
+    Refused,
     /// Redis: written to in order, read in the shadow, compared.
     DualWrite,
 }
@@ -37,10 +40,11 @@ pub enum Mirror {
 #[derive(Clone, Debug)]
 enum Kind {
     Direct,
-    Haproxy,
+    Haproxy { threads: usize },
     Pgbouncer,
     Floor,
-    Parhelion { cores: usize },
+    Envoy,
+    Parhelion { cores: usize, mirrors: usize },
     Spike { program: PathBuf },
 }
 
@@ -80,10 +84,19 @@ pub fn all(protocol: Protocol, place: &Place) -> Vec<Contender> {
         kind,
         mirror,
     };
-    let parhelion = |name: &str, mirror| one(name, Kind::Parhelion { cores: 1 }, mirror);
+    let parhelion = |name: &str, mirror| {
+        one(
+            name,
+            Kind::Parhelion {
+                cores: 1,
+                mirrors: 1,
+            },
+            mirror,
+        )
+    };
     let mut all = vec![
         one("direct", Kind::Direct, Mirror::Off),
-        one("haproxy", Kind::Haproxy, Mirror::Off),
+        one("haproxy", Kind::Haproxy { threads: 1 }, Mirror::Off),
     ];
     if protocol == Protocol::Postgres {
         all.push(one("pgbouncer", Kind::Pgbouncer, Mirror::Off));
@@ -94,14 +107,20 @@ pub fn all(protocol: Protocol, place: &Place) -> Vec<Contender> {
         parhelion("parhelion-mirror", Mirror::On),
         parhelion("parhelion-stopped", Mirror::Stopped),
         parhelion("parhelion-slow", Mirror::Slow),
+        parhelion("parhelion-refused", Mirror::Refused),
     ]);
     if protocol == Protocol::Redis {
+        all.push(one("envoy", Kind::Envoy, Mirror::Off));
+        all.push(one("envoy-mirror", Kind::Envoy, Mirror::On));
         all.push(parhelion("parhelion-dual", Mirror::DualWrite));
     }
     if place.proxy_cpus.len() > 1 {
         all.push(one(
             "parhelion-2cores",
-            Kind::Parhelion { cores: 2 },
+            Kind::Parhelion {
+                cores: 2,
+                mirrors: 1,
+            },
             Mirror::Off,
         ));
     }
@@ -122,6 +141,28 @@ pub fn all(protocol: Protocol, place: &Place) -> Vec<Contender> {
     all
 }
 
+/// Parhelion with so many mirrors (0 to all candidates) on so many cores.
+pub fn parhelion_of(mirrors: usize, cores: usize) -> Contender {
+    Contender {
+        name: "parhelion".to_owned(),
+        kind: Kind::Parhelion { cores, mirrors },
+        mirror: if mirrors == 0 {
+            Mirror::Off
+        } else {
+            Mirror::On
+        },
+    }
+}
+
+/// HAProxy with so many threads.
+pub fn haproxy_of(threads: usize) -> Contender {
+    Contender {
+        name: "haproxy".to_owned(),
+        kind: Kind::Haproxy { threads },
+        mirror: Mirror::Off,
+    }
+}
+
 impl Contender {
     /// Why it cannot run here, if so.
     pub fn missing(&self) -> Option<String> {
@@ -131,7 +172,8 @@ impl Contender {
                 .then(|| format!("{program} is not installed"))
         };
         match self.kind {
-            Kind::Haproxy => need("haproxy"),
+            Kind::Haproxy { .. } => need("haproxy"),
+            Kind::Envoy => need("envoy"),
             Kind::Pgbouncer => need("pgbouncer"),
             _ => None,
         }
@@ -142,7 +184,7 @@ impl Contender {
         let halted = match self.mirror {
             Mirror::Stopped => Some(servers.candidate.stop()),
             Mirror::Slow => Some(servers.candidate.slow_down()),
-            Mirror::Off | Mirror::On | Mirror::DualWrite => None,
+            Mirror::Off | Mirror::On | Mirror::Refused | Mirror::DualWrite => None,
         };
         if matches!(self.kind, Kind::Direct) {
             return Ok(Running {
@@ -153,7 +195,8 @@ impl Contender {
         }
         let port = free_port()?;
         let cores = match self.kind {
-            Kind::Parhelion { cores } => cores,
+            Kind::Parhelion { cores, .. } => cores,
+            Kind::Haproxy { threads } => threads,
             _ => 1,
         };
         let cpus: Vec<String> = place.proxy_cpus[..cores]
@@ -198,9 +241,12 @@ impl Contender {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         Ok(match &self.kind {
             Kind::Direct => Vec::new(),
-            Kind::Haproxy => {
+            Kind::Haproxy { threads } => {
                 let file = place.folder.join(format!("haproxy-{port}.cfg"));
-                fs::write(&file, haproxy_config(&listen, &primary, place.descriptors))?;
+                fs::write(
+                    &file,
+                    haproxy_config(&listen, &primary, place.descriptors, *threads),
+                )?;
                 let program = process::find_program("haproxy", &[]).context("haproxy")?;
                 vec![text(&program), "-db".into(), "-f".into(), text(&file)]
             }
@@ -211,6 +257,24 @@ impl Contender {
                 fs::write(&file, pgbouncer_config(port, servers.primary.port, &users))?;
                 let program = process::find_program("pgbouncer", &[]).context("pgbouncer")?;
                 vec![text(&program), text(&file)]
+            }
+            Kind::Envoy => {
+                let file = place.folder.join(format!("envoy-{port}.json"));
+                let mirror = (self.mirror == Mirror::On).then_some(servers.candidate.port);
+                fs::write(&file, envoy_config(port, servers.primary.port, mirror))?;
+                let program = process::find_program("envoy", &[]).context("envoy")?;
+                let words = [
+                    "--concurrency",
+                    "1",
+                    "--use-dynamic-base-id",
+                    "-l",
+                    "error",
+                    "-c",
+                ];
+                let mut command = vec![text(&program)];
+                command.extend(words.map(str::to_owned));
+                command.push(text(&file));
+                command
             }
             Kind::Floor => {
                 let own = std::env::current_exe()?;
@@ -223,7 +287,7 @@ impl Contender {
                 }
                 command
             }
-            Kind::Parhelion { .. } => {
+            Kind::Parhelion { mirrors, .. } => {
                 let (name, user) = match protocol {
                     Protocol::Redis => ("redis", [].as_slice()),
                     Protocol::Postgres => ("postgres", ["--user", "postgres"].as_slice()),
@@ -237,8 +301,14 @@ impl Contender {
                         command.extend(["--secondary".into(), candidate]);
                         command.extend(["--mode".into(), "dual-write-shadow".into()]);
                     }
-                    Mirror::On | Mirror::Stopped | Mirror::Slow => {
-                        command.extend(["--mirror".into(), candidate]);
+                    Mirror::On | Mirror::Stopped | Mirror::Slow | Mirror::Refused => {
+                        let ports = match self.mirror {
+                            Mirror::Refused => vec![free_port()?],
+                            _ => servers.candidate_ports(*mirrors),
+                        };
+                        for port in ports {
+                            command.extend(["--mirror".into(), format!("127.0.0.1:{port}")]);
+                        }
                         // Only the mirror's own logins need a user.
                         command.extend(user.iter().map(|&arg| arg.to_owned()));
                     }
@@ -249,11 +319,49 @@ impl Contender {
     }
 }
 
-fn haproxy_config(listen: &str, primary: &str, descriptors: u64) -> String {
+/// Envoy's redis proxy, with its request mirror policy at 100 % where a mirror is given. JSON, which Envoy takes too.
+fn envoy_config(port: u16, primary: u16, mirror: Option<u16>) -> String {
+    let address =
+        |port: u16| json!({"socket_address": {"address": "127.0.0.1", "port_value": port}});
+    let cluster = |name: &str, port: u16| {
+        json!({
+            "name": name,
+            "type": "STATIC",
+            "connect_timeout": "5s",
+            "load_assignment": {
+                "cluster_name": name,
+                "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(port)}}]}],
+            },
+        })
+    };
+    let mut route = json!({"cluster": "primary"});
+    let mut clusters = vec![cluster("primary", primary)];
+    if let Some(mirror) = mirror {
+        route["request_mirror_policy"] = json!([{"cluster": "mirror"}]);
+        clusters.push(cluster("mirror", mirror));
+    }
+    let filter = json!({
+        "name": "envoy.filters.network.redis_proxy",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.redis_proxy.v3.RedisProxy",
+            "stat_prefix": "bench",
+            "settings": {"op_timeout": "60s"},
+            "prefix_routes": {"catch_all_route": route},
+        },
+    });
+    let listener = json!({
+        "name": "bench",
+        "address": address(port),
+        "filter_chains": [{"filters": [filter]}],
+    });
+    json!({"static_resources": {"listeners": [listener], "clusters": clusters}}).to_string()
+}
+
+fn haproxy_config(listen: &str, primary: &str, descriptors: u64, threads: usize) -> String {
     // It refuses to start when two descriptors per connection are beyond the limit.
     let most = descriptors.saturating_sub(100) / 2;
     format!(
-        "global\n  nbthread 1\n  maxconn {most}\n\
+        "global\n  nbthread {threads}\n  maxconn {most}\n\
          defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n  \
          option clitcpka\n  option srvtcpka\n\
          listen bench\n  bind {listen} backlog 4096\n  maxconn {most}\n  server primary {primary}\n"

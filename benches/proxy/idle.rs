@@ -60,6 +60,17 @@ pub fn run(port: u16, pid: u32, clients: usize) -> Result<IdleSample> {
     })
 }
 
+/// Bytes of resident memory that each of `clients` idle connections adds.
+pub fn growth(port: u16, pid: u32, clients: usize) -> Result<f64> {
+    let before = rss_kib(pid)?;
+    let open: Vec<TcpStream> = (0..clients)
+        .map(|n| client(port).with_context(|| format!("idle connection {n}")))
+        .collect::<Result<_>>()?;
+    let with = rss_kib(pid)?;
+    drop(open);
+    Ok(with.saturating_sub(before) as f64 * 1024.0 / clients.max(1) as f64)
+}
+
 fn client(port: u16) -> Result<TcpStream> {
     let mut stream = TcpStream::connect(loopback(port))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;

@@ -15,6 +15,8 @@ mod plot;
 mod process;
 mod report;
 mod run;
+mod scaling;
+mod scaling_plot;
 mod scenarios;
 mod servers;
 mod targets;
@@ -37,13 +39,15 @@ const CPUS_FOR_TWO_CORES: usize = 6;
 /// Descriptors of a forwarder that are not for idle clients: listeners, logs, rings, HAProxy's reserve.
 const SPARE_DESCRIPTORS: u64 = 600;
 /// Contenders of `--smoke`: every kind of server path, without the ones that only differ in the candidate's health.
-const SMOKE_CONTENDERS: [&str; 7] = [
+const SMOKE_CONTENDERS: [&str; 9] = [
     "direct",
     "haproxy",
     "pgbouncer",
+    "envoy",
     "floor",
     "parhelion",
     "parhelion-mirror",
+    "parhelion-refused",
     "parhelion-dual",
 ];
 
@@ -78,6 +82,9 @@ struct Arguments {
     /// A second or so per contender; passes when every one served without errors
     #[arg(long)]
     smoke: bool,
+    /// Cost and memory against clients, pipeline depth, value size, mirrors and cores, instead of the scenarios
+    #[arg(long)]
+    scaling: bool,
     /// Fail when a number to reach is missed by more than the spread
     #[arg(long)]
     check: bool,
@@ -148,6 +155,9 @@ fn start(arguments: &Arguments) -> Result<bool> {
         list(&place);
         return Ok(true);
     }
+    if arguments.scaling {
+        return scale(arguments, &place, load_cpus);
+    }
     let plan = plan(arguments, load_cpus, descriptors)?;
     eprintln!(
         "proxy on CPU {:?}, servers and loads on {}",
@@ -162,6 +172,23 @@ fn start(arguments: &Arguments) -> Result<bool> {
     plot::write_all(&out, &rows, &plan)?;
     eprintln!("JSON and plots: {}", out.display());
     Ok(holds(arguments, &rows, &outcomes))
+}
+
+/// Runs `--scaling`; every contender served, or there is an error.
+fn scale(arguments: &Arguments, place: &Place, load_cpus: String) -> Result<bool> {
+    let plan = scaling::Plan {
+        seconds: arguments.seconds.unwrap_or(1.0),
+        repeats: arguments.repeats.unwrap_or(2),
+        contenders: arguments.contenders.clone(),
+        clients_max: most_idle(place.descriptors),
+        load_cpus,
+    };
+    let points = scaling::run(&plan, place, &mut |line| eprintln!("{line}"))?;
+    let out = out_folder(arguments)?;
+    report::write_scaling(&out.join("scaling.json"), &points, &plan)?;
+    scaling_plot::write_all(&out, &points)?;
+    eprintln!("JSON and plots: {}", out.display());
+    Ok(!points.is_empty())
 }
 
 fn holds(arguments: &Arguments, rows: &[Row], outcomes: &[Outcome]) -> bool {

@@ -1,64 +1,12 @@
 //! What the kernel says about a process, and the statistics of repeated runs.
 //!
-//! CPU comes from `/proc/PID/stat`, whose times are those of all threads, living and ended. It never samples: it reads
-//! before and after, and the difference is divided by the requests.
+//! CPU and memory come from the library's load generator, which `parhelion bench` shows them with too.
 
 use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+pub use parhelion::load::cpu::{Cpu, rss_kib};
 use serde::Serialize;
-
-/// CPU time of a process with all its threads.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Cpu {
-    /// Seconds in user mode.
-    pub user_s: f64,
-    /// Seconds in the kernel.
-    pub system_s: f64,
-}
-
-impl Cpu {
-    /// Reads the times now.
-    pub fn of(pid: u32) -> Result<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("the process ended")?;
-        // The name in parentheses may hold anything: fields count from behind the last one.
-        let fields: Vec<&str> = stat
-            .rsplit_once(')')
-            .map(|(_, rest)| rest.split_whitespace().collect())
-            .unwrap_or_default();
-        let ticks = |n: usize| -> Result<f64> {
-            Ok(fields.get(n).context("/proc/PID/stat")?.parse::<u64>()? as f64)
-        };
-        let per_second = rustix::param::clock_ticks_per_second() as f64;
-        Ok(Self {
-            user_s: ticks(11)? / per_second,
-            system_s: ticks(12)? / per_second,
-        })
-    }
-
-    /// What was spent since `earlier`.
-    pub fn since(self, earlier: Self) -> Self {
-        Self {
-            user_s: self.user_s - earlier.user_s,
-            system_s: self.system_s - earlier.system_s,
-        }
-    }
-
-    /// User and kernel together.
-    pub fn total_s(self) -> f64 {
-        self.user_s + self.system_s
-    }
-}
-
-/// Resident memory in KiB.
-pub fn rss_kib(pid: u32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the process ended")?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .context("VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
-}
 
 /// Open file descriptors.
 pub fn descriptors(pid: u32) -> Result<usize> {

@@ -2,12 +2,16 @@
 
 use std::fmt::Write;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::measure::Spread;
+use crate::process::{find_program, output};
 use crate::run::{Plan, Row, Sample};
+use crate::scaling;
+use crate::servers::postgres_folders;
 use crate::targets::{Outcome, Verdict, find, paired};
 
 /// The median and spread of one value over the repeats.
@@ -168,6 +172,26 @@ pub fn targets(outcomes: &[Outcome]) -> String {
 
 /// Everything that was measured, each repeat by itself.
 pub fn write_json(file: &Path, rows: &[Row], outcomes: &[Outcome], plan: &Plan) -> Result<()> {
+    let mut document = machine();
+    document["repeats"] = json!(plan.repeats);
+    document["seconds"] = json!(plan.seconds);
+    document["requests"] = json!(plan.requests);
+    document["rows"] = json!(rows);
+    document["targets"] = json!(outcomes);
+    write(file, &document)
+}
+
+/// The same of `--scaling`.
+pub fn write_scaling(file: &Path, points: &[scaling::Point], plan: &scaling::Plan) -> Result<()> {
+    let mut document = machine();
+    document["repeats"] = json!(plan.repeats);
+    document["seconds"] = json!(plan.seconds);
+    document["points"] = json!(points);
+    write(file, &document)
+}
+
+/// Where and with what it was measured.
+fn machine() -> Value {
     let read = |path: &str| {
         std::fs::read_to_string(path)
             .unwrap_or_default()
@@ -178,17 +202,27 @@ pub fn write_json(file: &Path, rows: &[Row], outcomes: &[Outcome], plan: &Plan) 
     let model = cpu
         .lines()
         .find_map(|l| l.strip_prefix("model name")?.split_once(": "));
-    let document = json!({
+    let version = |program: &str, word: &str| {
+        let path = find_program(program, &postgres_folders())?;
+        let text = output(Command::new(path).arg(word)).ok()?;
+        text.lines().next().map(|line| line.trim().to_owned())
+    };
+    json!({
         "parhelion": env!("CARGO_PKG_VERSION"),
         "kernel": read("/proc/sys/kernel/osrelease"),
         "cpu": model.map(|(_, name)| name),
         "cpus": std::thread::available_parallelism().map_or(1, usize::from),
-        "repeats": plan.repeats,
-        "seconds": plan.seconds,
-        "requests": plan.requests,
-        "rows": rows,
-        "targets": outcomes,
-    });
-    let text = serde_json::to_string_pretty(&document)?;
+        "versions": {
+            "redis": version("redis-server", "--version"),
+            "postgres": version("postgres", "--version"),
+            "haproxy": version("haproxy", "-v"),
+            "pgbouncer": version("pgbouncer", "--version"),
+            "envoy": version("envoy", "--version"),
+        },
+    })
+}
+
+fn write(file: &Path, document: &Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(document)?;
     std::fs::write(file, text).with_context(|| file.display().to_string())
 }

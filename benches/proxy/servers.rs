@@ -46,7 +46,9 @@ pub struct Servers {
     pub primary: Server,
     /// What is mirrored to.
     pub candidate: Server,
-    _folders: Vec<TempDir>,
+    /// More candidates, for more than one mirror.
+    more: Vec<Server>,
+    folders: Vec<TempDir>,
 }
 
 impl Servers {
@@ -68,8 +70,30 @@ impl Servers {
         Ok(Self {
             primary,
             candidate,
-            _folders: folders,
+            more: Vec::new(),
+            folders,
         })
+    }
+
+    /// Starts further Redis candidates until there are `count` in all.
+    pub fn add_candidates(&mut self, count: usize, cpus: &str) -> Result<()> {
+        while self.more.len() + 1 < count {
+            let folder = tempfile::Builder::new()
+                .prefix("parhelion-bench-")
+                .tempdir()?;
+            self.more.push(start_redis(folder.path(), cpus)?);
+            self.folders.push(folder);
+        }
+        Ok(())
+    }
+
+    /// Where the first `count` candidates listen.
+    pub fn candidate_ports(&self, count: usize) -> Vec<u16> {
+        std::iter::once(&self.candidate)
+            .chain(&self.more)
+            .take(count)
+            .map(|server| server.port)
+            .collect()
     }
 }
 
@@ -342,7 +366,7 @@ impl Server {
 
 /// The key of our own load; its value begins with the key.
 pub fn own_key(key: u64) -> String {
-    format!("own:{key:012}")
+    parhelion::load::keys::name(key)
 }
 
 /// A stopped or slowed server; runs again when dropped.

@@ -52,7 +52,7 @@ const OFF: &str = "parhelion";
 const ON: &str = "parhelion-mirror";
 const CPU: Metric = Metric::Cpu("haproxy");
 
-const TARGETS: [Target; 35] = [
+const TARGETS: [Target; 45] = [
     target("redis-50", OFF, CPU, 0.70),
     target("redis-50", ON, CPU, 0.80),
     target("redis-50-p16", OFF, CPU, 0.80),
@@ -78,12 +78,47 @@ const TARGETS: [Target; 35] = [
     target("pg-1", OFF, Metric::AddedLatency, 1.0),
     target("redis-50", "parhelion-stopped", Metric::P99(OFF), 1.05),
     target("redis-50", "parhelion-slow", Metric::P99(OFF), 1.05),
+    target("redis-50", "parhelion-refused", Metric::P99(OFF), 1.05),
     target("redis-open", "parhelion-stopped", Metric::P99(OFF), 1.05),
     target("redis-open", "parhelion-slow", Metric::P99(OFF), 1.05),
+    target("redis-open", "parhelion-refused", Metric::P99(OFF), 1.05),
     target("pg-8-simple", "parhelion-stopped", Metric::P99(OFF), 1.05),
     target("pg-8-simple", "parhelion-slow", Metric::P99(OFF), 1.05),
+    target("pg-8-simple", "parhelion-refused", Metric::P99(OFF), 1.05),
     target("pg-open", "parhelion-stopped", Metric::P99(OFF), 1.05),
     target("pg-open", "parhelion-slow", Metric::P99(OFF), 1.05),
+    target("pg-open", "parhelion-refused", Metric::P99(OFF), 1.05),
+    target(
+        "redis-50",
+        "parhelion-stopped",
+        Metric::Throughput(OFF),
+        0.95,
+    ),
+    target("redis-50", "parhelion-slow", Metric::Throughput(OFF), 0.95),
+    target(
+        "redis-50",
+        "parhelion-refused",
+        Metric::Throughput(OFF),
+        0.95,
+    ),
+    target(
+        "pg-8-simple",
+        "parhelion-stopped",
+        Metric::Throughput(OFF),
+        0.95,
+    ),
+    target(
+        "pg-8-simple",
+        "parhelion-slow",
+        Metric::Throughput(OFF),
+        0.95,
+    ),
+    target(
+        "pg-8-simple",
+        "parhelion-refused",
+        Metric::Throughput(OFF),
+        0.95,
+    ),
     target(
         "pg-64-prepared",
         "parhelion-2cores",

@@ -8,6 +8,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
+use super::bench::BenchArgs;
 use crate::config::{
     Compare, Cores, Endpoint, Level, ListenAddress, LogFormat, Pace, Protocol, RedisMode,
     parse_socket_addr,
@@ -29,7 +30,7 @@ Examples:
 
 Environment:
   PARHELION_LOG               log level: error, warn, info (default), debug, or per module
-  PARHELION_PASSWORD          password of --user, instead of --password-file
+  PARHELION_PASSWORD          password of --user, instead of --password-file; password of bench
   PARHELION_PRIMARY_PASSWORD  password of a Redis primary, instead of --primary-password-file
   PARHELION_TOKEN             token of the control port, for ctl and report
 
@@ -61,6 +62,8 @@ pub enum Command {
     Postgres(PostgresArgs),
     /// Primary, candidate, load, proxy, live view and report, all on this machine
     Demo(DemoArgs),
+    /// Load-test a Redis port, beside the database behind it
+    Bench(BenchArgs),
     /// Ask a running process or tell it what to do
     Ctl(CtlArgs),
     /// Write the report of a running process

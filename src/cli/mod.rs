@@ -4,6 +4,7 @@
 //! because `ps` shows arguments to everybody.
 
 pub mod args;
+pub mod bench;
 pub mod check;
 pub mod logging;
 mod probe;
@@ -13,4 +14,5 @@ pub use args::{
     CheckArgs, Cli, Command, CompletionsArgs, CtlArgs, FileArgs, PostgresArgs, QuickArgs,
     RedisArgs, ReportArgs,
 };
+pub use bench::BenchArgs;
 pub use logging::init_logging;

@@ -124,10 +124,10 @@ pub struct Latencies(Vec<Duration>);
 
 impl Latencies {
     /// Of so many calls.
-    pub fn of(calls: usize, mut call: impl FnMut()) -> Latencies {
+    pub fn of(calls: usize, call: impl FnMut()) -> Latencies {
         let mut left = calls;
         let more = move || left.checked_sub(1).map(|fewer| left = fewer).is_some();
-        Latencies::while_(more, move || call())
+        Latencies::while_(more, call)
     }
 
     /// Of the calls that are made as long as `more` says so.
@@ -149,6 +149,21 @@ impl Latencies {
             .get(last * percent / 100)
             .copied()
             .unwrap_or_default()
+    }
+
+    /// Whether a disturbance shows beyond what a machine that does other things too makes of a p99: three times, and three
+    /// milliseconds. The bounds of the specification are those of a quiet machine; what was measured there is in RELIABILITY.md.
+    pub fn is_worse_than(&self, before: &Latencies) -> bool {
+        self.percentile(99) > before.percentile(99) * 3 + Duration::from_millis(3)
+    }
+
+    /// Both for a line of output.
+    pub fn against(&self, name: &str, before: &Latencies) -> String {
+        let [now, then] = [self, before].map(|all| (all.percentile(50), all.percentile(99)));
+        format!(
+            "{name}: p50 {:?}, p99 {:?}; before {:?}, {:?}",
+            now.0, now.1, then.0, then.1
+        )
     }
 
     /// How many calls there were.

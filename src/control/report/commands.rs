@@ -55,7 +55,7 @@ pub(super) fn commands_part(html: &mut String, mirror: &Value) {
         return;
     }
     rows.sort_by_key(|row| std::cmp::Reverse(row.mirror[1]));
-    html.push_str("<h3>Slowest commands</h3>");
+    html.push_str("<h3>Slowest commands and statements</h3>");
     table(html, rows.iter().take(ROWS_MAX));
     let is_slower = |row: &&Row<'_>| {
         row.replies >= REPLIES_MIN && row.ratio().is_some_and(|ratio| ratio >= RATIO_MIN)
@@ -66,12 +66,12 @@ pub(super) fn commands_part(html: &mut String, mirror: &Value) {
             .unwrap_or(0.0)
             .total_cmp(&a.ratio().unwrap_or(0.0))
     });
-    html.push_str("<h3>Most regressed commands</h3>");
+    html.push_str("<h3>Most regressed commands and statements</h3>");
     if slower.is_empty() {
         put(
             html,
             format_args!(
-                "<p class=\"quiet\">No command with at least {REPLIES_MIN} replies takes {RATIO_MIN} times as long as \
+                "<p class=\"quiet\">None with at least {REPLIES_MIN} replies takes {RATIO_MIN} times as long as \
                  at the primary.</p>\n"
             ),
         );
@@ -94,7 +94,7 @@ fn table<'a>(html: &mut String, rows: impl Iterator<Item = &'a Row<'a>>) {
         put(
             html,
             format_args!(
-                "<tr><td>{}<td class=n>{}<td class=n>{}<td class=n>{}<td class=n>{}<td class=n>{}<td class=n>{ratio}\
+                "<tr><td class=\"query\">{}<td class=n>{}<td class=n>{}<td class=n>{}<td class=n>{}<td class=n>{}<td class=n>{ratio}\
                  <td class=n>{}<td class=n>{}</tr>",
                 escape(row.name),
                 count(row.replies),
