@@ -173,7 +173,13 @@ fn float_result(request: &Request<'_>, reply: Reply<'_>, out: &mut Rewrite) -> R
     if request.len() == 3 {
         out.push(Expected::Something, [b"SET", key, result, b"KEEPTTL"]);
     } else if let Some(field) = request.arg(2) {
-        out.push(Expected::Integer(0), [b"HSET", key, field, result]);
+        // A sum that is the increment itself: the field may have been made just now.
+        let number = |text: &[u8]| std::str::from_utf8(text).ok()?.parse::<f64>().ok();
+        let expected = match (number(result), request.arg(3).and_then(number)) {
+            (Some(sum), Some(increment)) if sum != increment => Expected::Integer(0),
+            _ => Expected::Something,
+        };
+        out.push(expected, [b"HSET", key, field, result]);
     }
     Replay::Rewritten
 }

@@ -15,6 +15,9 @@ use crate::protocol::resp::effects::{
 };
 use crate::protocol::resp::{Command, CommandCategory, Reply, Request};
 
+/// How long after a change of places commands are looked at that may still go to the old backend.
+const STRAGGLERS_NS: u64 = 30_000_000_000;
+
 /// What a command is to a dual write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sort {
@@ -72,9 +75,11 @@ impl Dual {
             Sort::Read => mode.shadows_reads() && self.samples(command, request, db),
             Sort::Blocking if self.options.borrow().blocking == Blocking::Off => false,
             _ if !mode.writes_both() => {
-                // Nobody follows: what the other backend misses now must be copied should it follow again.
+                // Nobody follows: what the other backend misses now must be copied should it follow again. But a
+                // transaction that began before the backends changed places still goes on at the old one.
                 self.taint_request(command, request, db);
-                false
+                let moved_ns = self.moved_ns.get();
+                moved_ns > 0 && self.context.ring.now_ns().saturating_sub(moved_ns) < STRAGGLERS_NS
             }
             _ => true,
         };

@@ -61,6 +61,8 @@ pub struct Dual {
     held: Cell<bool>,
     /// What the backend that is not in front any more has answered since.
     late: RefCell<VecDeque<Box<Item>>>,
+    /// When the backends changed places last.
+    moved_ns: Cell<u64>,
     /// Somebody brings it to the one in front.
     applying: Cell<bool>,
     /// For tasks that are started later.
@@ -131,6 +133,7 @@ impl Dual {
             gate: WaitQueue::default(),
             held: Cell::new(false),
             late: RefCell::default(),
+            moved_ns: Cell::new(0),
             applying: Cell::new(false),
             this: this.clone(),
             shadows: RefCell::default(),

@@ -86,6 +86,7 @@ impl Dual {
         if in_time {
             self.outstanding.set(0);
             self.enter(wanted);
+            self.moved_ns.set(self.context.ring.now_ns());
             // The worker's connection leads to the backend that is in front now.
             self.end_connection();
         }
