@@ -348,6 +348,37 @@ pub const TLS_UNREAD_ANSWERS_BYTES: usize = 64 * 1024;
 /// TLS 1.3 tickets, and sessions that a server or client remembers: one per client that is likely to come back soon.
 pub const TLS_SESSIONS_MAX: usize = 1024;
 
+// --- Logs ---
+
+// --- Postgres pipelines and query latencies ---
+
+/// Units of one client's pipeline on their way on one mirror connection. The client had them under way together too; it is
+/// what a 1 ms round trip needs at 100,000 units a second, and what a lost connection loses of a pipeline at most.
+pub const PIPELINED_UNITS_MAX: usize = 128;
+
+/// A pipeline may hold so many times `mirror_queue_bytes`, before it is answered and then in its ring, while the mirror
+/// answers: a primary works a deep pipeline off in one go and answers many hundred units in one read, before any mirror can
+/// have got the first of them. 10,000 small units fit. The core's `mirror_memory` bounds all pipelines together.
+pub const PIPELINE_QUEUE_FACTOR: usize = 8;
+
+/// A mirror that has answered no unit for so long stands still, and pipelines get no room beyond the ring's own bounds. Longer
+/// than a busy host keeps a server from running, far shorter than an outage. A client that has waited for every answer for so
+/// long does not pipeline any more.
+pub const PIPELINE_PATIENCE_NS: u64 = 250_000_000;
+
+/// Query fingerprints told apart per mirror and core; later ones count as `other`. An application has some hundreds; each costs
+/// about 7 KiB, with latencies that spread over six powers of two on either side.
+pub const QUERY_FINGERPRINTS_MAX: usize = 500;
+
+/// Query texts whose fingerprint is remembered per mirror and core, at the place that their hash gives: more than an
+/// application has prepared statements; 32 bytes each.
+pub const QUERY_TEXTS_LEN: usize = 1024;
+
+/// A unit that is held in several pieces is broken down into its queries up to this size: larger ones are COPY data.
+pub const QUERY_UNIT_BYTES_MAX: usize = 64 * 1024;
+
+/// Queries in one answer of the API: all of a mirror on two cores.
+pub const QUERIES_PER_ANSWER_MAX: usize = 1_000;
 /// Lines that one place in the code writes to the log in a second: enough to see what happens, and a flood of refused
 /// clients fills no disk.
 pub const LOG_LINES_PER_SECOND_MAX: u32 = 20;

@@ -43,8 +43,11 @@ fn config_text(
 ) -> String {
     let (address, control) = listen;
     let (primary, mirror) = ports;
+    // Two where there are two: what is changed must reach every core.
+    let known = core_affinity::get_core_ids().unwrap_or_default();
+    let cores: Vec<usize> = known.iter().take(2).map(|core| core.id).collect();
     format!(
-        "[general]\ncores = [0]\ncontrol = \"{control}\"\n{general}\n\
+        "[general]\ncores = {cores:?}\ncontrol = \"{control}\"\n{general}\n\
          [[listeners]]\naddress = \"{address}\"\nprotocol = \"postgres\"\n\
          [[databases]]\nname = \"shop\"\nhost = \"127.0.0.1\"\nport = {primary}\n\
          [[databases]]\nname = \"next\"\nhost = \"127.0.0.1\"\nport = {mirror}\ndatabase_name = \"shop\"\nuser = \"postgres\"\n\
@@ -169,7 +172,7 @@ fn exposure_changes_by_every_surface_within_a_second_under_load_and_counters_kee
     );
     let load = scene
         .tool("pgbench", "shop")
-        .args(["-S", "-n", "-c", "4", "-T", "25", "-R", "1500"])
+        .args(["-S", "-n", "-c", "16", "-T", "25", "-R", "1500"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

@@ -58,6 +58,13 @@ const SURFACES: &[Surface] = &[
         "",
     ),
     row(
+        "Queries",
+        "SHOW QUERIES FOR next BY slowest LIMIT 5",
+        ("GET", "/api/queries?mirror=next&sort=slowest&limit=5", ""),
+        "queries --mirror next --sort slowest --limit 5",
+        "",
+    ),
+    row(
         "Clients",
         "SHOW CLIENTS",
         ("GET", "/api/clients", ""),

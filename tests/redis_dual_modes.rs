@@ -353,22 +353,22 @@ fn every_metric_of_the_chapter_is_there_with_its_labels_and_counts() {
         ("parhelion_primary_read_errors_total", &[], 1.0),
         (
             "parhelion_command_total",
-            &["\"GET\"", "\"primary\",", "\"ok\""],
+            &["\"GET\"", "backend=\"primary\"", "\"ok\""],
             1.0,
         ),
         (
             "parhelion_command_total",
-            &["\"GET\"", "\"secondary\",", "\"ok\""],
+            &["\"GET\"", "backend=\"secondary\"", "\"ok\""],
             1.0,
         ),
         (
             "parhelion_command_total",
-            &["\"INCR\"", "\"secondary\",", "\"error\""],
+            &["\"INCR\"", "backend=\"secondary\"", "\"error\""],
             1.0,
         ),
         (
             "parhelion_command_total",
-            &["\"other\"", "\"primary\",", "\"error\""],
+            &["\"other\"", "backend=\"primary\"", "\"error\""],
             1.0,
         ),
         (

@@ -153,6 +153,7 @@ impl PgLoad {
     /// Ends the clients; false: one of them failed.
     fn finish(self) -> bool {
         self.stop.store(true, Ordering::Relaxed);
+        // Every one is waited for, whatever became of the others.
         let ends: Vec<_> = self.threads.into_iter().map(JoinHandle::join).collect();
         ends.iter().all(Result::is_ok)
     }

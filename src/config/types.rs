@@ -550,6 +550,8 @@ pub struct Mirroring {
     pub level: Level,
     /// What is compared.
     pub compare: Compare,
+    /// A server of the primary's own kind: where it differs too, another mirror's mismatch is noise. Postgres only.
+    pub control: bool,
 }
 
 impl Mirroring {
@@ -564,6 +566,7 @@ impl Mirroring {
             queue_length_is_own: false,
             level: Level::All,
             compare: Compare::Rows,
+            control: false,
         }
     }
 }

@@ -8,6 +8,7 @@ use std::fmt;
 use serde_json::Value;
 
 use super::divergences::DivergenceFilter;
+use super::queries::QueryFilter;
 
 /// The name that stands for every mirror.
 pub const EVERY: &str = "*";
@@ -25,6 +26,8 @@ pub enum Operation {
     Mirrors,
     /// Examples of divergences.
     Divergences(DivergenceFilter),
+    /// Latency by query fingerprint and command.
+    Queries(QueryFilter),
     /// The open client connections.
     Clients,
     /// The connections to primaries and mirrors.
@@ -82,6 +85,7 @@ impl Operation {
             Operation::Databases => "databases",
             Operation::Mirrors => "mirrors",
             Operation::Divergences(_) => "divergences",
+            Operation::Queries(_) => "queries",
             Operation::Clients => "clients",
             Operation::Servers => "servers",
             Operation::SetExposure { .. } => "set_exposure",
@@ -118,6 +122,7 @@ impl Operation {
                 | Operation::Databases
                 | Operation::Mirrors
                 | Operation::Divergences(_)
+                | Operation::Queries(_)
                 | Operation::Clients
                 | Operation::Servers
         )

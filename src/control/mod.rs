@@ -12,6 +12,7 @@ pub mod http;
 mod listener;
 pub mod listing;
 pub mod log_limit;
+pub mod queries;
 mod reply_text;
 pub mod report;
 pub mod sentry;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::commands::{CommandError, Commands, EVERY, Operation, Who};
 use super::divergences::DivergenceStore;
 use super::timeline::Timeline;
-use super::view;
+use super::{queries, view};
 use crate::metrics::{MirrorTotal, Registry, Scrape};
 
 /// What stands in for a secret wherever the config is shown.
@@ -124,6 +124,7 @@ impl ControlState {
             Operation::Databases => Ok(view::databases(self)),
             Operation::Mirrors => Ok(view::mirrors(self)),
             Operation::Divergences(filter) => Ok(view::divergences(self, filter)),
+            Operation::Queries(filter) => queries::queries(self, filter),
             Operation::Clients => commands.clients(),
             Operation::Servers => commands.servers(),
             Operation::SetExposure { mirror, exposure } => {

@@ -250,7 +250,7 @@ fn ledger(ledger: &LedgerSnapshot) -> Value {
     })
 }
 
-fn quantiles(latency: &Latency) -> Value {
+pub(super) fn quantiles(latency: &Latency) -> Value {
     let count = latency.histogram.len();
     json!({
         "count": count,

@@ -7,7 +7,8 @@ use super::Protocol;
 use super::command::CommandTable;
 use super::error_table::ErrorTable;
 use super::histogram::AtomicHistogram;
-use crate::limits::METRIC_COMMANDS_MAX;
+use super::query::QueryTable;
+use crate::limits::{METRIC_COMMANDS_MAX, QUERY_FINGERPRINTS_MAX};
 use crate::mirror::ledger::{Counter, Ledger};
 use crate::protocol::resp::compare;
 
@@ -205,6 +206,8 @@ pub struct MirrorMetrics {
     pub commands: CommandTable,
     /// The primary's answers to the same commands: the fair counterpart of `commands`.
     pub primary_commands: CommandTable,
+    /// By query fingerprint (Postgres only).
+    pub queries: QueryTable,
     /// What is shared by all cores: exposure, pause, bounds.
     pub settings: Arc<MirrorSettings>,
 }
@@ -244,6 +247,7 @@ impl MirrorMetrics {
             pubsub_extra: Counter::default(),
             commands: CommandTable::new(command_slots(protocol)),
             primary_commands: CommandTable::new(command_slots(protocol)),
+            queries: QueryTable::new(query_slots(protocol)),
             settings,
         }
     }
@@ -321,5 +325,12 @@ fn command_slots(protocol: Protocol) -> usize {
     match protocol {
         Protocol::Redis => METRIC_COMMANDS_MAX,
         Protocol::Postgres => 0,
+    }
+}
+
+fn query_slots(protocol: Protocol) -> usize {
+    match protocol {
+        Protocol::Redis => 0,
+        Protocol::Postgres => QUERY_FINGERPRINTS_MAX,
     }
 }

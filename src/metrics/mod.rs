@@ -13,6 +13,7 @@ mod histogram;
 mod metric;
 mod mirror;
 mod process;
+mod query;
 mod registry;
 mod table;
 mod totals;
@@ -28,6 +29,7 @@ pub use self::mirror::{
     DivergenceKind, MirrorMetrics, MirrorSettings, OpenConnection, SourceMetrics,
 };
 pub use self::process::ProcessSample;
+pub use self::query::{QueryMetrics, QueryTable, QueryTotal};
 pub use self::registry::Registry;
 pub use self::table::TABLE;
 pub use self::totals::{CoreTotal, Latency, ListenerTotal, MirrorTotal, SourceTotal};

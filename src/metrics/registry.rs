@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::query::QueryTotal;
 use super::totals::{CoreTotal, MirrorTotal, SourceTotal};
 use super::{CoreMetrics, MirrorMetrics, MirrorSettings, Protocol, SourceMetrics};
 
@@ -140,6 +141,35 @@ impl Registry {
             .collect();
         name_mirrors(&mut totals);
         totals
+    }
+
+    /// Every query fingerprint of every mirror, added up over the cores. Not part of a scrape: it is made when asked for.
+    pub fn queries(&self) -> Vec<QueryTotal> {
+        let entries: Vec<_> = self
+            .lock()
+            .mirrors
+            .values()
+            .map(|e| e.cores.clone())
+            .collect();
+        let mut out = Vec::new();
+        for cores in entries {
+            let mut totals: BTreeMap<u64, QueryTotal> = BTreeMap::new();
+            for (_, core) in &cores {
+                core.queries.for_each(|slot, query| {
+                    let fingerprint = if slot.is_some() { query.fingerprint } else { 0 };
+                    let total = totals.entry(fingerprint).or_insert_with(|| QueryTotal {
+                        source: core.source.to_string(),
+                        destination: core.destination.to_string(),
+                        fingerprint,
+                        text: query.text.to_string(),
+                        ..QueryTotal::default()
+                    });
+                    total.add(query);
+                });
+            }
+            out.extend(totals.into_values());
+        }
+        out
     }
 
     fn lock(&self) -> MutexGuard<'_, Tables> {

@@ -29,7 +29,7 @@ impl Default for Latency {
 }
 
 impl Latency {
-    fn add(&mut self, other: &AtomicHistogram) {
+    pub(super) fn add(&mut self, other: &AtomicHistogram) {
         other.snapshot_into(&mut self.histogram);
         self.sum_ns = self.sum_ns.wrapping_add(other.sum_ns());
     }

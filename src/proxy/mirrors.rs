@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::config::{Database, Mirroring};
 use crate::limits::MIRRORS_MAX;
 use crate::metrics::MirrorMetrics;
-use crate::mirror::dispatch::{Bounds, Dispatcher, MemoryBudget};
+use crate::mirror::dispatch::{Bounds, Dispatcher, MemoryBudget, Offered};
 use crate::mirror::exposure::{Exposure, ExposureSet};
 use crate::mirror::ledger::DropReason;
 use crate::mirror::unit::{Class, ClientId, Draft, Level, MirrorSet, Outcome, Unit, UnitPool};
@@ -83,7 +83,10 @@ impl<O: Outcome> Mirror<O> {
 
     /// Books a sealed unit.
     fn offer(&self, unit: &Rc<Unit<Chunk, O>>) {
-        self.dispatcher.borrow_mut().offer(unit);
+        let offered = self.dispatcher.borrow_mut().offer(unit);
+        if self.options.control && offered == Offered::Queued {
+            unit.outcome.expect_control();
+        }
         self.note_queue();
         if self.dispatcher.borrow().queued_units() >= self.wake_at.get() {
             self.work.wake_one();
@@ -217,6 +220,8 @@ impl<O: Outcome> MirrorGroup<O> {
                 since_ns: now_ns,
             });
         }
+        // A control comes first: the others are to know whether it has taken the unit.
+        slots.sort_by_key(|slot| !slot.mirror.options.control);
         drop(slots);
         self.refresh();
     }

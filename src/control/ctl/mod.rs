@@ -12,6 +12,7 @@ use std::io::{self, Write};
 use serde_json::{Value, json};
 
 use self::client::{Client, percent};
+use super::queries::QuerySort;
 use super::report::{Report, render};
 
 pub(in crate::control) use self::client::CTL_AGENT;
@@ -45,6 +46,18 @@ pub enum CtlCommand {
         /// Skip this many
         #[arg(long, default_value_t = 0)]
         offset: usize,
+        /// Show this many
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+    },
+    /// Latency by query on primary and mirror: Postgres by fingerprint, Redis by command
+    Queries {
+        /// Only this mirror
+        #[arg(long)]
+        mirror: Option<String>,
+        /// What comes first: what got slower by most in all, what is slowest, or what is called most
+        #[arg(long, value_enum, default_value_t = QuerySort::Regressed)]
+        sort: QuerySort,
         /// Show this many
         #[arg(long, default_value_t = 50)]
         limit: usize,
@@ -166,6 +179,17 @@ pub fn run(
                 }
             }
             (client.get(&path)?, show::divergences)
+        }
+        CtlCommand::Queries {
+            mirror,
+            sort,
+            limit,
+        } => {
+            let mut path = format!("/api/queries?sort={}&limit={limit}", sort.as_str());
+            if let Some(mirror) = mirror {
+                path += &format!("&mirror={}", percent(&mirror));
+            }
+            (client.get(&path)?, show::queries)
         }
         CtlCommand::Exposure { name, exposure } => {
             let path = format!("/api/mirrors/{}/exposure", percent(&name));

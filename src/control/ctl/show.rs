@@ -189,6 +189,10 @@ fn listing_table(
     table.write(out)
 }
 
+pub(super) fn queries(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
+    listing_table(listing::QUERIES, &answer["queries"], "no queries", out)
+}
+
 pub(super) fn databases(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
     listing_table(
         listing::DATABASES,

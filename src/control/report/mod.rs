@@ -17,7 +17,7 @@ use self::html::text;
 pub use self::page::render;
 use super::divergences::DivergenceFilter;
 use super::state::ControlState;
-use super::view;
+use super::{queries, view};
 use crate::metrics::DivergenceKind;
 
 /// Examples shown per kind and mirror.
@@ -55,7 +55,11 @@ fn report_json(state: &ControlState) -> Value {
             );
             mirror["examples"] = examples(state, &pair);
             let ends = (text(&mirror["source"]), text(&mirror["destination"]));
-            mirror["timeline"] = state.timeline.of(ends.0, ends.1);
+            let ends = (ends.0.to_owned(), ends.1.to_owned());
+            if mirror["protocol"] == "postgres" {
+                mirror["commands"] = queries::as_commands(state, &ends.0, &ends.1);
+            }
+            mirror["timeline"] = state.timeline.of(&ends.0, &ends.1);
         }
     }
     let status = view::status(state);
