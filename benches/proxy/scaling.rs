@@ -139,13 +139,18 @@ struct Job {
     options: Options,
 }
 
-/// Runs all dimensions; what the deadline cuts off is named to `progress` and missing in the result.
-pub fn run(plan: &Plan, place: &Place, progress: &mut dyn FnMut(&str)) -> Result<Vec<Point>> {
+/// Runs all dimensions and says how many runs failed; these, and what the deadline cuts off, are named to `progress`.
+pub fn run(
+    plan: &Plan,
+    place: &Place,
+    progress: &mut dyn FnMut(&str),
+) -> Result<(Vec<Point>, usize)> {
     let started = Instant::now();
     let mut servers = Servers::start(Protocol::Redis, &plan.load_cpus, 1)?;
     servers.add_candidates(MIRRORS_MAX, &plan.load_cpus)?;
     let (mut points, jobs) = jobs(plan, place);
     memory(plan, place, &servers, &mut points, progress)?;
+    let mut failed = 0;
     for repeat in 0..plan.repeats {
         for (n, job) in jobs.iter().enumerate() {
             if started.elapsed() > DEADLINE {
@@ -156,12 +161,22 @@ pub fn run(plan: &Plan, place: &Place, progress: &mut dyn FnMut(&str)) -> Result
                     plan.repeats - repeat - 1
                 ));
                 points.retain(|point| !point.samples.is_empty());
-                return Ok(points);
+                return Ok((points, failed));
             }
             let point = &mut points[job.point];
-            let sample = one(job, plan, place, &servers).with_context(|| {
-                format!("{:?} {} {}", point.dimension, point.x, point.contender)
-            })?;
+            let done = one(job, plan, place, &servers);
+            let sample = match done {
+                Ok(sample) => sample,
+                Err(error) => {
+                    let (name, x) = (point.dimension.names().0, point.x);
+                    progress(&format!(
+                        "FAILED: {name} {x} {}: {error:#}",
+                        point.contender
+                    ));
+                    failed += 1;
+                    continue;
+                }
+            };
             progress(&format!(
                 "{repeat} {:<22} {:>8} {:<17} {:>9.0}/s  p50 {:>8.1} us  p99 {:>8.1} us  cpu {:>7.2} us",
                 point.dimension.names().0,
@@ -176,7 +191,7 @@ pub fn run(plan: &Plan, place: &Place, progress: &mut dyn FnMut(&str)) -> Result
         }
     }
     points.retain(|point| !point.samples.is_empty());
-    Ok(points)
+    Ok((points, failed))
 }
 
 /// All points without samples, and the runs that fill them, contenders of one value next to each other.
@@ -428,7 +443,8 @@ fn metric(control: u16, name: &str) -> Result<f64> {
     for _ in 0..50 {
         let mut stream = TcpStream::connect(loopback(control))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         let values: Vec<f64> = text
