@@ -10,19 +10,40 @@
 //! config.serve()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! | there | here |
+//! |---|---|
+//! | `ProxyConfig`, `DefaultConfig()` | [`ProxyConfig`] and its `Default` |
+//! | `ProxyMode`, `ParseProxyMode` | [`ProxyMode`], `str::parse` |
+//! | `ProxyServer.ListenAndServe` | [`ProxyConfig::serve`] |
+//! | `CommandCategory`, `ClassifyCommand` | [`CommandCategory`], [`classify`] |
+//! | `Divergence`, `DivergenceKind.String` | [`Divergence`], [`DivergenceKind`] and its `Display` |
+//! | `DualWriter` | [`DualWriter`]: order, bounds and what is tainted; the sockets are the server's |
+//! | `ShadowReader` | [`ShadowReader`] |
+//! | `PubSubBackend` and its shadow | [`PubSubMatcher`]: the messages of both streams |
+//! | `SentryReporter` | [`SentryReporter`] |
+//! | `ProxyMetrics` | [`ProxyMetrics`] of a [`Registry`] |
+//! | `Backend`, `RedisBackend`, `BackendOptions` | [`Backend`]: an entry of `[[databases]]` |
 
 use std::str::FromStr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub use crate::config::RedisMode as ProxyMode;
+pub use crate::config::{Database as Backend, RedisMode as ProxyMode};
 pub use crate::control::DivergenceRecord as Divergence;
 pub use crate::control::sentry::SentryReporter;
 pub use crate::metrics::{MirrorMetrics as ProxyMetrics, Registry};
+pub use crate::mirror::dual::pubsub::Matcher as PubSubMatcher;
 pub use crate::mirror::dual::queue::DualQueue as DualWriter;
 pub use crate::protocol::resp::command::{CommandCategory, classify};
 pub use crate::protocol::resp::compare::{Comparison, DivergenceKind, compare};
 
 use crate::config::{self, Config};
+use crate::control::divergences::readable;
+use crate::metrics;
+use crate::protocol::resp::Request;
+use crate::protocol::resp::command::lookup_request;
+use crate::protocol::resp::effects::encode;
 
 /// There is no such mode.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -185,6 +206,75 @@ impl ProxyConfig {
     }
 }
 
+/// Longest value in a [`Divergence`], in bytes.
+const SHOWN_BYTES_MAX: usize = 256;
+
+/// Compares what both backends answered to a read, counts, and tells Sentry. It reads nothing itself: the proxy's own
+/// shadow reads wait for queued writes and are repeated before they count, which an embedder does for itself.
+pub struct ShadowReader {
+    metrics: Arc<ProxyMetrics>,
+    sentry: Arc<SentryReporter>,
+}
+
+impl ShadowReader {
+    /// Counts in `metrics`, which one thread alone may write, and reports to `sentry`.
+    pub fn new(metrics: Arc<ProxyMetrics>, sentry: Arc<SentryReporter>) -> ShadowReader {
+        ShadowReader { metrics, sentry }
+    }
+
+    /// The divergence between two complete RESP replies to one command, if they are comparable and differ.
+    pub fn compare<A: AsRef<[u8]>>(
+        &self,
+        args: &[A],
+        primary: &[u8],
+        secondary: &[u8],
+    ) -> Option<Divergence> {
+        let mut bytes = Vec::new();
+        encode(&mut bytes, args);
+        let request = Request::parse(&bytes);
+        let command = lookup_request(&request);
+        let by_command = match command {
+            Some(command) => self.metrics.commands.at(command.index(), command.name()),
+            None => self.metrics.commands.other(),
+        };
+        let kind = match compare(command, &request, primary, secondary) {
+            Comparison::Equal => {
+                self.metrics.compared.add(1);
+                return None;
+            }
+            Comparison::NotCompared => {
+                self.metrics.not_compared.add(1);
+                return None;
+            }
+            Comparison::Different(kind) => metrics::DivergenceKind::from(kind),
+        };
+        self.metrics.compared.add(1);
+        self.metrics.diverge(kind);
+        by_command.diverge(kind);
+        let name = command.map_or("other", |command| command.name());
+        self.sentry.capture_divergence(kind, name);
+        let key = command
+            .and_then(|command| command.keys(&request).next())
+            .and_then(|at| request.arg(at))
+            .unwrap_or_default();
+        let shown = |bytes: &[u8]| readable(&bytes[..bytes.len().min(SHOWN_BYTES_MAX)]);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        Some(Divergence {
+            at_unix_ms: u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX),
+            source: self.metrics.source.to_string(),
+            destination: self.metrics.destination.to_string(),
+            kind,
+            command: name.to_owned(),
+            key: shown(key),
+            pattern: String::new(),
+            primary: shown(primary),
+            mirror: shown(secondary),
+            core: 0,
+            client: String::new(),
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,5 +309,50 @@ mod tests {
         assert_eq!(DivergenceKind::MigrationGap.to_string(), "migration_gap");
         assert_eq!(DivergenceKind::DataMismatch.to_string(), "data_mismatch");
         assert_eq!(DivergenceKind::ExtraData.to_string(), "extra_data");
+    }
+
+    #[test]
+    fn a_shadow_reader_counts_and_describes_what_differs() {
+        let registry = Registry::new(vec![0]);
+        let metrics = registry.mirror(0, "primary", "secondary", metrics::Protocol::Redis);
+        let reader = ShadowReader::new(metrics.clone(), Arc::new(SentryReporter::off()));
+        assert_eq!(
+            reader.compare(
+                &["SMEMBERS", "s"],
+                b"*2\r\n+a\r\n+b\r\n",
+                b"*2\r\n+b\r\n+a\r\n"
+            ),
+            None
+        );
+        assert_eq!(reader.compare(&["RANDOMKEY"], b"+a\r\n", b"+b\r\n"), None);
+        let found = reader
+            .compare(&["GET", "k"], b"$1\r\nv\r\n", b"$-1\r\n")
+            .unwrap();
+        assert_eq!(found.kind, metrics::DivergenceKind::MigrationGap);
+        assert_eq!((&*found.command, &*found.key), ("GET", "k"));
+        assert_eq!(
+            (&*found.source, &*found.destination),
+            ("primary", "secondary")
+        );
+        assert_eq!(
+            metrics.divergences(metrics::DivergenceKind::MigrationGap),
+            1
+        );
+        assert_eq!((metrics.compared.get(), metrics.not_compared.get()), (2, 1));
+    }
+
+    #[test]
+    fn commands_are_classified_by_name_and_options() {
+        let class = |line: &str| {
+            let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+            classify(words[0], words.iter().copied())
+        };
+        assert_eq!(class("get k"), CommandCategory::Read);
+        assert_eq!(class("PUBLISH c m"), CommandCategory::Write);
+        assert_eq!(
+            class("XREAD BLOCK 5 STREAMS s 0"),
+            CommandCategory::Blocking
+        );
+        assert_eq!(class("NO.SUCH k"), CommandCategory::Write);
     }
 }

@@ -144,6 +144,9 @@ pub const REDIS_MIRROR_REPLY_BYTES_MAX: u64 = 1 << 30;
 /// Units on their way on one Redis mirror connection: deep enough to fill a 10 ms round trip at 100,000 units a
 /// second, shallow enough that a lost connection loses little.
 pub const REDIS_MIRROR_WINDOW: usize = 1024;
+/// Units that are gathered for one send to a Redis mirror that still owes replies: a send costs as much as handling
+/// several units, and with this many one more hardly matters.
+pub const REDIS_MIRROR_GATHER: usize = 16;
 /// Bytes of a value that a divergence record shows.
 pub const DIVERGENCE_VALUE_LEN_MAX: usize = 256;
 
@@ -222,11 +225,25 @@ pub const TAINT_KEYS_MAX: usize = 100_000;
 /// Bytes of their names.
 pub const TAINT_BYTES_MAX: usize = 16 << 20;
 
-/// Keys whose latest answers are remembered per generation, of which there are two: 40 bytes each.
+/// Keys whose latest answers are remembered per generation, of which there are two: 90 bytes each.
 pub const ORDER_KEYS_MAX: usize = 65_536;
 
 /// Age of a generation: longer than an ordinary command takes, so that what is forgotten cannot overlap.
 pub const ORDER_GENERATION_NS: u64 = 10_000_000_000;
+
+/// How long before its answer was read a command that waited may have been executed: a turn of a busy core. Writes that
+/// matter to it and were answered within that time make its keys be copied again.
+pub const ORDER_LAG_NS: u64 = 10_000_000;
+
+/// The same for the question whether a reply that differs proves anything: an overloaded core.
+pub const ORDER_NEAR_NS: u64 = 100_000_000;
+
+/// How far the clocks of two servers, and of the machine of the proxy, may lie apart when it is asked whether a key may
+/// have ended on one of them before a write and on the other one behind it.
+pub const EXPIRY_CLOCK_SKEW_MS: u64 = 100;
+
+/// Keys whose end is remembered per generation, of which there are two: 24 bytes each.
+pub const EXPIRY_KEYS_MAX: usize = 65_536;
 
 /// Items that a dual write's queue keeps for reuse.
 pub const DUAL_SPARE_ITEMS_MAX: usize = 1024;
@@ -277,8 +294,8 @@ pub const REDIS_WINDOW_FIRST: usize = 1;
 /// The most: a deep pipeline fills a 10 ms round trip at 100,000 commands a second.
 pub const REDIS_WINDOW_MAX: usize = 1024;
 
-/// Replies that clients of one core have not read, all slow readers together. The one that exceeds it is closed; the
-/// largest bulk string that Redis allows fits.
+/// Replies that clients have not read, all slow readers of all cores together: a bound for each core would grow with
+/// the machine. The one that exceeds it is closed; the largest bulk string that Redis allows fits.
 pub const REDIS_SPILL_BYTES_MAX: usize = 1 << 30;
 
 /// Of a large reply that nobody compares, how much is kept to know its kind: a status line and an error's word.
@@ -330,3 +347,48 @@ pub const TLS_UNREAD_ANSWERS_BYTES: usize = 64 * 1024;
 
 /// TLS 1.3 tickets, and sessions that a server or client remembers: one per client that is likely to come back soon.
 pub const TLS_SESSIONS_MAX: usize = 1024;
+
+// --- Logs ---
+
+// --- Postgres pipelines and query latencies ---
+
+/// Units of one client's pipeline on their way on one mirror connection. The client had them under way together too; it is
+/// what a 1 ms round trip needs at 100,000 units a second, and what a lost connection loses of a pipeline at most.
+pub const PIPELINED_UNITS_MAX: usize = 128;
+
+/// A pipeline may hold so many times `mirror_queue_bytes`, before it is answered and then in its ring, while the mirror
+/// answers: a primary works a deep pipeline off in one go and answers many hundred units in one read, before any mirror can
+/// have got the first of them. 10,000 small units fit (about 1.5 KiB each), and on a busy host all of them may wait. The core's `mirror_memory` bounds all pipelines together.
+pub const PIPELINE_QUEUE_FACTOR: usize = 32;
+
+/// A mirror that has answered no unit for so long stands still, and pipelines get no room beyond the ring's own bounds. Longer
+/// than a busy host keeps a server from running, far shorter than an outage. A client that has waited for every answer for so
+/// long does not pipeline any more.
+pub const PIPELINE_PATIENCE_NS: u64 = 250_000_000;
+
+/// Query fingerprints told apart per mirror and core; later ones count as `other`. An application has some hundreds; each costs
+/// about 7 KiB, with latencies that spread over six powers of two on either side.
+pub const QUERY_FINGERPRINTS_MAX: usize = 500;
+
+/// Query texts whose fingerprint is remembered per mirror and core, at the place that their hash gives: more than an
+/// application has prepared statements; 32 bytes each.
+pub const QUERY_TEXTS_LEN: usize = 1024;
+
+/// A unit that is held in several pieces is broken down into its queries up to this size: larger ones are COPY data.
+pub const QUERY_UNIT_BYTES_MAX: usize = 64 * 1024;
+
+/// Queries in one answer of the API: all of a mirror on two cores.
+pub const QUERIES_PER_ANSWER_MAX: usize = 1_000;
+/// Lines that one place in the code writes to the log in a second: enough to see what happens, and a flood of refused
+/// clients fills no disk.
+pub const LOG_LINES_PER_SECOND_MAX: u32 = 20;
+// --- names of databases --------------------------------------------------------------------------
+
+/// How long an address of a name is taken for right: a database that moved is found within about a second.
+pub const NAME_FRESH_NS: u64 = 1_000_000_000;
+
+/// How long it still serves while it is asked for again: connections of an ordinary load do not wait for a resolver.
+pub const NAME_STALE_NS: u64 = 30_000_000_000;
+
+/// Between two looks whether the resolver has answered: little beside what it takes.
+pub const NAME_POLL: Duration = Duration::from_millis(2);

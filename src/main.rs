@@ -137,8 +137,13 @@ fn token() -> Option<String> {
 
 fn ctl(args: CtlArgs) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    ctl::run(args.command, &args.url, token(), args.json, &mut out).map_err(Failure::other)?;
-    out.flush().map_err(Failure::other)
+    let done = ctl::run(args.command, &args.url, token(), args.json, &mut out)
+        .and_then(|()| Ok(out.flush()?));
+    match done {
+        // `ctl mirrors | head` has seen enough.
+        Err(ctl::CtlError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done.map_err(Failure::other),
+    }
 }
 
 fn report(args: &ReportArgs) -> Result<(), Failure> {

@@ -227,6 +227,145 @@ fn the_host_script_reports_and_names_its_reasons() {
     assert_eq!(usage.status.code(), Some(2));
 }
 
+/// Runs a program of the machine, or says loudly that it is missing and nothing was checked.
+fn tool(name: &str, args: &[&str]) -> Option<std::process::Output> {
+    match std::process::Command::new(name).args(args).output() {
+        Ok(output) => Some(output),
+        Err(error) => {
+            eprintln!("\n*** SKIPPED: {name} {}: {error} ***\n", args.join(" "));
+            None
+        }
+    }
+}
+
+fn passes(name: &str, args: &[&str]) {
+    let Some(output) = tool(name, args) else {
+        return;
+    };
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(output.status.success(), "{name} {args:?}\n{text}");
+}
+
+#[test]
+fn promtool_accepts_the_alerts_and_what_they_do() {
+    let rules = tuning("alerts.yaml");
+    passes("promtool", &["check", "rules", rules.to_str().unwrap()]);
+    let tests = tuning("alerts_test.yaml");
+    passes("promtool", &["test", "rules", tests.to_str().unwrap()]);
+}
+
+#[test]
+fn shellcheck_accepts_the_scripts() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for script in ["tuning/host", "tests/run", "tests/setup", ".ci/run"] {
+        passes("shellcheck", &[root.join(script).to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn systemd_accepts_the_unit() {
+    let folder = tempfile::tempdir().unwrap();
+    // It looks for the binary; any will do.
+    let unit = read("parhelion.service").replace("/usr/local/bin/parhelion", "/bin/true");
+    let path = folder.path().join("parhelion.service");
+    std::fs::write(&path, unit).unwrap();
+    passes("systemd-analyze", &["verify", path.to_str().unwrap()]);
+}
+
+#[test]
+fn what_the_host_script_sets_its_undo_takes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let files = [
+        ("proc/sys/net/core/somaxconn", "128", "4096"),
+        ("proc/sys/vm/swappiness", "60", "1"),
+        (
+            "proc/sys/net/ipv4/ip_local_port_range",
+            "32768\t60999",
+            "10240 65535",
+        ),
+        ("sys/class/net/eth0/queues/rx-0/rps_cpus", "00", "0000000c"),
+        ("proc/irq/24/smp_affinity_list", "0-3", "2-3"),
+        ("proc/irq/25/smp_affinity_list", "0-3", "0-3"),
+        ("proc/sys/fs/nr_open", "2000000", "2000000"),
+    ];
+    for (path, before, _) in files {
+        let path = root.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, before).unwrap();
+    }
+    let interrupts = " 24: 1 2 PCI eth0-TxRx-0\n 25: 1 2 PCI veth0\n";
+    std::fs::write(root.join("proc/interrupts"), interrupts).unwrap();
+    let host = |mode: &str| {
+        let output = std::process::Command::new("bash")
+            .arg(tuning("host"))
+            .args([mode, "--cpus", "2-3", "--nic", "eth0"])
+            .env("TUNING_ROOT", root)
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let holds = |which: fn(&(&'static str, &'static str, &'static str)) -> &'static str| {
+        for file in &files {
+            let now = std::fs::read_to_string(root.join(file.0)).unwrap();
+            let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert_eq!(words(&now), words(which(file)), "{}", file.0);
+        }
+    };
+    for mode in ["--check", "--dry-run"] {
+        let text = host(mode);
+        assert!(text.contains("somaxconn"), "{text}");
+        holds(|file| file.1);
+    }
+    let text = host("--apply");
+    holds(|file| file.2);
+    let (_, undo) = text.split_once("# To undo it, as root:\n").unwrap();
+    passes("bash", &["-c", undo]);
+    holds(|file| file.1);
+}
+
+#[test]
+fn every_example_configuration_is_accepted_without_a_warning() {
+    let mut seen = Vec::new();
+    for entry in std::fs::read_dir(tuning("")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        // The users of PgDog's example have a test of their own.
+        if !name.ends_with(".toml") || matches!(name.as_str(), "users.toml" | "pgdog.toml") {
+            continue;
+        }
+        let text = read(&name);
+        let input = Input {
+            file: Path::new(&name),
+            text: &text,
+            users: None,
+            cpus: &[0, 1],
+        };
+        let loaded = parse(&input).unwrap_or_else(|errors| panic!("{name}: {errors}"));
+        assert!(loaded.warnings.is_empty(), "{name}: {:?}", loaded.warnings);
+        assert!(text.starts_with("# "), "{name} says first what it is for");
+        seen.push(name);
+    }
+    for wanted in ["one-core", "many-cores", "latency", "throughput"] {
+        assert!(seen.contains(&format!("{wanted}.toml")), "{wanted}");
+    }
+}
+
+#[test]
+fn the_benchmarks_page_names_files_and_plots_that_exist_or_are_made() {
+    let page = read("benchmarks.md");
+    for name in ["one-core", "many-cores", "latency", "throughput"] {
+        assert!(page.contains(&format!("{name}.toml")), "{name}");
+    }
+    for name in ["clients", "pipeline", "value-size", "mirrors", "cores"] {
+        assert!(page.contains(&format!("scale-{name}.svg")), "{name}");
+    }
+}
+
 #[test]
 fn every_example_configuration_is_accepted_without_a_warning() {
     let mut seen = Vec::new();

@@ -58,6 +58,13 @@ const SURFACES: &[Surface] = &[
         "",
     ),
     row(
+        "Queries",
+        "SHOW QUERIES FOR next BY slowest LIMIT 5",
+        ("GET", "/api/queries?mirror=next&sort=slowest&limit=5", ""),
+        "queries --mirror next --sort slowest --limit 5",
+        "",
+    ),
+    row(
         "Clients",
         "SHOW CLIENTS",
         ("GET", "/api/clients", ""),
@@ -186,8 +193,8 @@ fn every_effect_of_the_runtime_has_an_operation() {
         .filter_map(|surface| surface.call.split(' ').next())
         .collect();
     for method in methods {
-        // These three are parts of views and of "every mirror".
-        let is_part = ["status", "config", "mirrors"].contains(&method);
+        // These are parts of views and of "every mirror".
+        let is_part = ["status", "config", "mirrors", "secondaries"].contains(&method);
         let word = method.strip_prefix("set_").unwrap_or(method);
         assert!(
             is_part || calls.contains(&word),

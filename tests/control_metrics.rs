@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use control_support::filled_registry;
 use parhelion::metrics::{
     COMPAT_TABLE, DivergenceKind, Kind, Metric, Protocol, Registry, Scrape, TABLE, TextFormat,
-    encode, encode_tables,
+    WriteFailure, encode, encode_tables,
 };
 use parhelion::mirror::ledger::{DropReason, Fate};
 
@@ -59,6 +59,10 @@ fn every_exposed_series_is_in_the_table_and_the_other_way_round() {
         .commands
         .at(3, "get")
         .diverge(DivergenceKind::MigrationGap);
+    redis
+        .commands
+        .at(4, "set")
+        .fail_write(WriteFailure::Refused);
     let scrape = Scrape::take(&registry, "1.2.3", 1.5, true);
     let tables = [TABLE, COMPAT_TABLE];
     let expected: BTreeSet<_> = tables.into_iter().flatten().flat_map(samples_of).collect();
@@ -220,4 +224,67 @@ fn readers_see_a_ledger_that_balances_while_a_core_writes() {
     let truth = writer.join().unwrap();
     assert_eq!(registry.mirrors()[0].ledger, truth);
     assert_eq!(truth.in_flight(), 0);
+}
+
+/// Runs a program over `text`; says loudly that nothing was checked where it is missing.
+fn checked(program: &str, args: &[&str], text: &str) {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    let child = Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = match child {
+        Ok(child) => child,
+        Err(error) => {
+            return eprintln!("\n*** SKIPPED: {program}: {error}: run tests/setup ***\n");
+        }
+    };
+    let mut input = child.stdin.take().unwrap();
+    let text = text.to_owned();
+    let writer = std::thread::spawn(move || input.write_all(text.as_bytes()));
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if said.contains("No module named 'prometheus_client'") {
+        return eprintln!("\n*** SKIPPED: no prometheus-client: run tests/setup ***\n");
+    }
+    assert!(
+        output.status.success(),
+        "{}{said}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    writer.join().unwrap().unwrap();
+}
+
+#[test]
+fn the_parsers_of_others_accept_both_texts() {
+    let registry = filled_registry(2, 3);
+    let odd = "odd\"name\\with\nall";
+    registry
+        .mirror(0, odd, "x", Protocol::Redis)
+        .ledger
+        .exclude();
+    let scrape = Scrape::take(&registry, "1.2.3", 1.5, true);
+    let both = [TABLE, COMPAT_TABLE];
+    let python = concat!(env!("CARGO_MANIFEST_DIR"), "/target/venv/bin/python");
+    for (format, parser) in [
+        (
+            TextFormat::OpenMetrics,
+            "prometheus_client.openmetrics.parser",
+        ),
+        (TextFormat::Prometheus, "prometheus_client.parser"),
+    ] {
+        let text = encode_tables(&scrape, format, &both);
+        let script = format!(
+            "import sys\nfrom {parser} import text_string_to_metric_families as parse\n\
+             families = list(parse(sys.stdin.read()))\n\
+             assert len(families) == {}, len(families)",
+            both.iter().map(|table| table.len()).sum::<usize>()
+        );
+        checked(python, &["-c", &script], &text);
+    }
+    let text = encode(&scrape, TextFormat::Prometheus);
+    checked("promtool", &["check", "metrics"], &text);
 }

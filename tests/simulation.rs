@@ -50,6 +50,8 @@ pub enum Mistake {
     Starve,
     /// A unit is not offered at all.
     Forget,
+    /// A primary's reply is taken twice by the client's session core.
+    DoubleReply,
 }
 
 /// Runs one seed; an error names the seed, what was wrong and the last actions.
@@ -60,9 +62,12 @@ fn run(seed: u64, mistake: Option<Mistake>) -> Result<LedgerSnapshot, String> {
 /// The same with the units of a protocol's session core.
 fn run_with(
     seed: u64,
-    source: impl UnitSource,
+    mut source: impl UnitSource,
     mistake: Option<Mistake>,
 ) -> Result<LedgerSnapshot, String> {
+    if let Some(mistake) = mistake {
+        source.plant(mistake);
+    }
     let mut world = World::new(seed, source, mistake);
     let steps = 1_000;
     catch_unwind(AssertUnwindSafe(|| world.run(steps))).map_err(|panic| {
@@ -120,6 +125,7 @@ fn mistakes_with_units_of_the_session_cores_are_seen() {
         Mistake::SendHalf,
         Mistake::SettleTwice,
         Mistake::Leak,
+        Mistake::DoubleReply,
     ] {
         let redis = (0..16).filter(|seed| run_with(*seed, Resp::default(), Some(mistake)).is_err());
         let postgres =
@@ -166,6 +172,7 @@ fn seen_by(mistake: Mistake) -> &'static [&'static str] {
         Mistake::SettleUnsent => &["delivered, says the mirror"],
         Mistake::Resend => &["came after unit", "errored, says the mirror"],
         Mistake::Starve => &["a client starves"],
+        Mistake::DoubleReply => &[],
     }
 }
 

@@ -209,6 +209,29 @@ fn channel_binding_with_two_certificates_is_refused_and_can_be_done_without() {
 }
 
 #[test]
+fn tls_to_the_primary_is_given_up_only_for_a_client_that_would_be_refused_and_not_in_silence() {
+    let authority = Authority::new();
+    let server = server(&[("ann", UserAuth::Scram)]);
+    encrypt_postgres(&server, &authority.sign_local("server"));
+    let listener = listener_tls(&authority.sign_local("proxy"), None);
+    let proxy = Configured::start(&config(&server, &listener, "tls = \"prefer\""));
+    let with = |binding: &str, password: &str| {
+        let conninfo = format!("user=ann password={password} sslmode=require {binding}");
+        psql(proxy.port(), &conninfo, MY_TLS)
+    };
+    let said = || proxy.process.log().join("\n").contains("is not encrypted");
+    assert_eq!(good(with("channel_binding=disable", "secret")), "t");
+    refused(with("channel_binding=disable", "wrong"));
+    refused(with("channel_binding=require", "secret"));
+    assert!(!said(), "{:?}", proxy.process.log());
+    assert_eq!(good(with("channel_binding=prefer", "secret")), "f");
+    refused(with("channel_binding=prefer", "wrong"));
+    assert_eq!(good(with("", "secret")), "f");
+    let told = eventually(LIMIT, || said().then_some(()));
+    assert!(told.is_some(), "{:?}", proxy.process.log());
+}
+
+#[test]
 fn client_certificates_are_asked_for_and_checked() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     let server = server(&[]);

@@ -155,10 +155,10 @@ pub struct RedisArgs {
     /// A candidate that gets the traffic too; may be repeated
     #[arg(long, value_name = "HOST:PORT", value_parser = redis_endpoint)]
     pub mirror: Vec<Endpoint>,
-    /// Database number of the primary
+    /// Database number of the primary in which clients begin
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub primary_db: u32,
-    /// Database number of the secondary
+    /// Database number of the secondary that stands for it
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub secondary_db: u32,
     /// File that holds the password of the primary's default user; or set PARHELION_PRIMARY_PASSWORD

@@ -2,9 +2,13 @@
 
 use std::io::{self, IsTerminal};
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::FilterExt as _;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::config::LogFormat;
+use crate::control::log_limit::LogLimit;
 
 /// The variable that holds the level: `warn`, or `info,parhelion::proxy=debug`.
 pub const LOG_VARIABLE: &str = "PARHELION_LOG";
@@ -23,14 +27,18 @@ pub fn init_logging(format: LogFormat) -> Result<(), String> {
     let filter = EnvFilter::try_new(levels).map_err(|error| {
         format!("{LOG_VARIABLE}: {error}; write error, warn, info, debug or trace")
     })?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let filter = filter.and(LogLimit::default());
+    let layer = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal());
+    let registry = tracing_subscriber::registry();
     // A test, or a program that embeds the crate, may have set up its own.
     let _ = match format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Text => registry.with(layer.with_filter(filter)).try_init(),
+        LogFormat::Json => {
+            let layer = layer.json().flatten_event(true);
+            registry.with(layer.with_filter(filter)).try_init()
+        }
     };
     Ok(())
 }

@@ -269,36 +269,7 @@ impl<'s, 'i> Section<'s, 'i> {
         default: Duration,
         range: RangeInclusive<Duration>,
     ) -> Duration {
-        let Some((value, line)) = self.take(key) else {
-            return default;
-        };
-        let example = format!("write e.g. \"{}\"", show_duration(default));
-        let Some(text) = value.as_str() else {
-            let (problem, way_out) = match integer_of(value) {
-                Some(number) => (
-                    format!("{number} has no unit"),
-                    format!("write \"{number}ms\" or \"{number}s\""),
-                ),
-                None => (format!("{} is not a duration", describe(value)), example),
-            };
-            self.refuse(faults, line, key, problem, way_out);
-            return default;
-        };
-        match parse_duration(text) {
-            Ok(duration) if range.contains(&duration) => duration,
-            Ok(duration) => {
-                let (low, high) = (show_duration(*range.start()), show_duration(*range.end()));
-                let shown = show_duration(duration);
-                let problem = format!("{shown} is not between {low} and {high}");
-                self.refuse(faults, line, key, problem, example);
-                default
-            }
-            Err(problem) => {
-                let way_out = format!("{example}; units are us, ms, s, m, h");
-                self.refuse(faults, line, key, problem, way_out);
-                default
-            }
-        }
+        self.measured(faults, key, default, &range, &DURATION)
     }
 
     pub fn size(
@@ -308,31 +279,46 @@ impl<'s, 'i> Section<'s, 'i> {
         default: usize,
         range: RangeInclusive<usize>,
     ) -> usize {
+        self.measured(faults, key, default, &range, &SIZE)
+    }
+
+    fn measured<T: PartialOrd + Copy>(
+        &mut self,
+        faults: &mut Faults,
+        key: &'static str,
+        default: T,
+        range: &RangeInclusive<T>,
+        measure: &Measure<T>,
+    ) -> T {
+        let show = measure.show;
         let Some((value, line)) = self.take(key) else {
             return default;
         };
-        let example = format!("write e.g. \"{}\"", show_size(default));
+        let example = format!("write e.g. \"{}\"", show(default));
         let Some(text) = value.as_str() else {
             let (problem, way_out) = match integer_of(value) {
                 Some(number) => (
                     format!("{number} has no unit"),
-                    format!("write \"{number}B\", \"{number}KiB\" or \"{number}MiB\""),
+                    (measure.with_unit)(number.to_string()),
                 ),
-                None => (format!("{} is not a size", describe(value)), example),
+                None => (
+                    format!("{} is not a {}", describe(value), measure.noun),
+                    example,
+                ),
             };
             self.refuse(faults, line, key, problem, way_out);
             return default;
         };
-        match parse_size(text) {
-            Ok(bytes) if range.contains(&bytes) => bytes,
-            Ok(bytes) => {
-                let (low, high) = (show_size(*range.start()), show_size(*range.end()));
-                let problem = format!("{} is not between {low} and {high}", show_size(bytes));
+        match (measure.parse)(text) {
+            Ok(value) if range.contains(&value) => value,
+            Ok(value) => {
+                let (low, high) = (show(*range.start()), show(*range.end()));
+                let problem = format!("{} is not between {low} and {high}", show(value));
                 self.refuse(faults, line, key, problem, example);
                 default
             }
             Err(problem) => {
-                let way_out = format!("{example}; units are B, KiB, MiB, GiB, KB, MB, GB");
+                let way_out = format!("{example}; units are {}", measure.units);
                 self.refuse(faults, line, key, problem, way_out);
                 default
             }
@@ -471,6 +457,32 @@ impl<'s, 'i> Section<'s, 'i> {
         }
     }
 }
+
+/// A value with a unit: how it is read, shown and asked for.
+struct Measure<T> {
+    noun: &'static str,
+    units: &'static str,
+    /// The way out for a bare number.
+    with_unit: fn(String) -> String,
+    parse: fn(&str) -> Result<T, String>,
+    show: fn(T) -> String,
+}
+
+const DURATION: Measure<Duration> = Measure {
+    noun: "duration",
+    units: "us, ms, s, m, h",
+    with_unit: |number| format!("write \"{number}ms\" or \"{number}s\""),
+    parse: parse_duration,
+    show: show_duration,
+};
+
+const SIZE: Measure<usize> = Measure {
+    noun: "size",
+    units: "B, KiB, MiB, GiB, KB, MB, GB",
+    with_unit: |number| format!("write \"{number}B\", \"{number}KiB\" or \"{number}MiB\""),
+    parse: parse_size,
+    show: show_size,
+};
 
 /// A value in words, without showing strings that may be secrets in the wrong place.
 fn describe(value: &DeValue<'_>) -> String {

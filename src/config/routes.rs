@@ -259,6 +259,18 @@ pub(super) fn read_mirroring(
     entry.compare = s
         .word(f, "compare", Compare::WORDS, Compare::from_word)
         .map_or(entry.compare, |at| at.value);
+    entry.control = s.boolean(f, "control", false);
+    if entry.control && (redis || entry.compare == Compare::Off) {
+        let problem = match redis {
+            true => "a control is for Postgres only",
+            false => "a control tells what is volatile by comparing",
+        };
+        let way_out = match redis {
+            true => "remove it",
+            false => "write compare = \"rows\" or \"status\", or remove it",
+        };
+        s.refuse(f, s.line_of("control"), "control", problem, way_out);
+    }
     s.finish(f, |_| None);
     entry.source = source?.value;
     let destination = destination?;

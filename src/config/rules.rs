@@ -43,6 +43,7 @@ pub(crate) fn check(config: &Config, places: &Places) -> Vec<ConfigError> {
     check.own_listeners();
     check.copies();
     check.cycles();
+    check.controls();
     check.mirror_logins();
     check.terminated_logins();
     check.users();
@@ -273,6 +274,23 @@ impl<'a> Check<'a> {
             next += 1;
         }
         None
+    }
+
+    /// A source has one control: with two it would not be clear which of them tells what is volatile.
+    fn controls(&mut self) {
+        let controls = self.config.mirroring.iter().zip(&self.places.mirroring);
+        let controls: Vec<_> = controls.filter(|(m, _)| m.control).collect();
+        for (at, (mirroring, place)) in controls.iter().enumerate() {
+            let before = &controls[..at];
+            if before.iter().any(|(m, _)| m.source == mirroring.source) {
+                let problem = format!(
+                    "\"{}\" is a second control of \"{}\"",
+                    self.name(mirroring.destination),
+                    self.name(mirroring.source)
+                );
+                self.refuse(place, problem, "write control = true for one of them");
+            }
+        }
     }
 
     /// A Postgres mirror is logged in to by Parhelion itself.

@@ -111,6 +111,7 @@ pub(super) fn mirroring(config: &Config, mirroring: &Mirroring) -> Value {
         "exposure": mirroring.exposure,
         "level": mirroring.level.as_str(),
         "compare": mirroring.compare.as_str(),
+        "control": mirroring.control,
     })
 }
 

@@ -492,7 +492,7 @@ pub struct Database {
     pub tls: TlsMode,
     /// PEM certificates that its certificate must chain to.
     pub tls_ca: Option<PathBuf>,
-    /// Database number (Redis).
+    /// The database number in which clients begin (Redis); a 0 of theirs means it too.
     pub db: u32,
 }
 
@@ -550,6 +550,8 @@ pub struct Mirroring {
     pub level: Level,
     /// What is compared.
     pub compare: Compare,
+    /// A server of the primary's own kind: where it differs too, another mirror's mismatch is noise. Postgres only.
+    pub control: bool,
 }
 
 impl Mirroring {
@@ -564,6 +566,7 @@ impl Mirroring {
             queue_length_is_own: false,
             level: Level::All,
             compare: Compare::Rows,
+            control: false,
         }
     }
 }

@@ -8,8 +8,11 @@ use serde_json::{Value, json};
 use super::commands::{CommandError, EVERY, Operation, Who};
 use super::divergences::DivergenceFilter;
 use super::listing::{self, Column};
+use super::queries::{QueryFilter, QuerySort};
 use super::state::ControlState;
-use crate::limits::{ADMIN_STATEMENT_TOKENS_MAX, DIVERGENCES_PER_ANSWER_MAX};
+use crate::limits::{
+    ADMIN_STATEMENT_TOKENS_MAX, DIVERGENCES_PER_ANSWER_MAX, QUERIES_PER_ANSWER_MAX,
+};
 
 /// What `SHOW HELP` says, and all that there is.
 const HELP: &[(&str, &str)] = &[
@@ -35,6 +38,10 @@ const HELP: &[(&str, &str)] = &[
     (
         "SHOW DIVERGENCES [FOR mirror] [LIMIT n] [OFFSET n]",
         "examples, newest first",
+    ),
+    (
+        "SHOW QUERIES [FOR mirror] [BY slowest] [LIMIT n]",
+        "latency by query on primary and mirror; BY regressed (default), slowest, calls",
     ),
     (
         "SET mirror_exposure = 0.1 [FOR mirror]",
@@ -100,7 +107,7 @@ pub struct AdminError {
 
 #[derive(Clone, Debug)]
 enum Statement {
-    Show(Show, DivergenceFilter),
+    Show(Show, Filter),
     Run(&'static str, Operation),
     /// A driver's own SET.
     Nothing,
@@ -119,6 +126,14 @@ enum Show {
     Stats,
     Mirrors,
     Divergences,
+    Queries,
+}
+
+/// What stands behind a SHOW.
+#[derive(Clone, Debug, Default)]
+struct Filter {
+    divergences: DivergenceFilter,
+    queries: QueryFilter,
 }
 
 impl Show {
@@ -135,6 +150,7 @@ impl Show {
             "stats" => Show::Stats,
             "mirrors" => Show::Mirrors,
             "divergences" => Show::Divergences,
+            "queries" => Show::Queries,
             _ => return None,
         })
     }
@@ -151,11 +167,12 @@ impl Show {
             Show::Stats => listing::STATS,
             Show::Mirrors => listing::MIRRORS,
             Show::Divergences => listing::DIVERGENCES,
+            Show::Queries => listing::QUERIES,
         }
     }
 
     /// The operation under it and where its answer holds the rows. `None`: the build itself knows.
-    fn source(self, filter: DivergenceFilter) -> Option<(Operation, &'static str)> {
+    fn source(self, filter: Filter) -> Option<(Operation, &'static str)> {
         Some(match self {
             Show::Help | Show::Version => return None,
             Show::Status => (Operation::Status, ""),
@@ -164,7 +181,8 @@ impl Show {
             Show::Clients => (Operation::Clients, "/clients"),
             Show::Servers => (Operation::Servers, "/servers"),
             Show::Pools | Show::Mirrors => (Operation::Mirrors, "/mirrors"),
-            Show::Divergences => (Operation::Divergences(filter), "/items"),
+            Show::Divergences => (Operation::Divergences(filter.divergences), "/items"),
+            Show::Queries => (Operation::Queries(filter.queries), "/queries"),
         })
     }
 }
@@ -203,7 +221,7 @@ fn shown(
     state: &ControlState,
     who: &Who,
     show: Show,
-    filter: DivergenceFilter,
+    filter: Filter,
 ) -> Result<Answer, AdminError> {
     let items: Vec<Value> = match show.source(filter) {
         None if matches!(show, Show::Version) => {
@@ -315,13 +333,6 @@ fn unknown(message: &str) -> AdminError {
 
 fn show(words: &mut Words) -> Result<Statement, AdminError> {
     let what = words.keyword().unwrap_or_default();
-    if what == "queries" {
-        return Err(AdminError {
-            code: "0A000",
-            message: "latency by query fingerprint is not collected by this build".to_owned(),
-            hint: "SHOW STATS and SHOW MIRRORS show latency by database and mirror".to_owned(),
-        });
-    }
     let Some(show) = Show::of(&what) else {
         return Err(AdminError {
             code: "42704",
@@ -329,12 +340,17 @@ fn show(words: &mut Words) -> Result<Statement, AdminError> {
             hint: "SHOW HELP lists the statements".to_owned(),
         });
     };
-    let mut filter = DivergenceFilter::default();
-    let filtered = matches!(show, Show::Divergences);
+    let mut filter = Filter::default();
+    match show {
+        Show::Divergences => divergence_filter(words, &mut filter.divergences)?,
+        Show::Queries => query_filter(words, &mut filter.queries)?,
+        _ => {}
+    }
+    Ok(Statement::Show(show, filter))
+}
+
+fn divergence_filter(words: &mut Words, filter: &mut DivergenceFilter) -> Result<(), AdminError> {
     loop {
-        if !filtered {
-            break;
-        }
         match words.peek_keyword().as_deref() {
             Some("for") => {
                 words.next();
@@ -348,10 +364,31 @@ fn show(words: &mut Words) -> Result<Statement, AdminError> {
                 words.next();
                 filter.offset = words.number("OFFSET")?;
             }
-            _ => break,
+            _ => return Ok(()),
         }
     }
-    Ok(Statement::Show(show, filter))
+}
+
+fn query_filter(words: &mut Words, filter: &mut QueryFilter) -> Result<(), AdminError> {
+    loop {
+        match words.peek_keyword().as_deref() {
+            Some("for") => {
+                words.next();
+                filter.mirror = Some(words.name());
+            }
+            Some("by") => {
+                words.next();
+                let word = words.keyword().unwrap_or_default();
+                filter.sort = QuerySort::of(&word)
+                    .ok_or_else(|| unknown("write BY regressed, BY slowest or BY calls"))?;
+            }
+            Some("limit") => {
+                words.next();
+                filter.limit = words.number("LIMIT")?.min(QUERIES_PER_ANSWER_MAX);
+            }
+            _ => return Ok(()),
+        }
+    }
 }
 
 fn set(words: &mut Words) -> Result<Statement, AdminError> {
@@ -531,7 +568,7 @@ mod tests {
         for (sql, code) in [
             ("SET mirror_speed = 1", "42704"),
             ("SHOW NOTHING", "42704"),
-            ("SHOW QUERIES", "0A000"),
+            ("SHOW QUERIES BY colour", "42601"),
             ("BEGIN", "0A000"),
             ("SELECT 1", "42601"),
             ("RELOAD now", "42601"),

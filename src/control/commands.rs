@@ -8,6 +8,7 @@ use std::fmt;
 use serde_json::Value;
 
 use super::divergences::DivergenceFilter;
+use super::queries::QueryFilter;
 
 /// The name that stands for every mirror.
 pub const EVERY: &str = "*";
@@ -25,6 +26,8 @@ pub enum Operation {
     Mirrors,
     /// Examples of divergences.
     Divergences(DivergenceFilter),
+    /// Latency by query fingerprint and command.
+    Queries(QueryFilter),
     /// The open client connections.
     Clients,
     /// The connections to primaries and mirrors.
@@ -82,6 +85,7 @@ impl Operation {
             Operation::Databases => "databases",
             Operation::Mirrors => "mirrors",
             Operation::Divergences(_) => "divergences",
+            Operation::Queries(_) => "queries",
             Operation::Clients => "clients",
             Operation::Servers => "servers",
             Operation::SetExposure { .. } => "set_exposure",
@@ -118,6 +122,7 @@ impl Operation {
                 | Operation::Databases
                 | Operation::Mirrors
                 | Operation::Divergences(_)
+                | Operation::Queries(_)
                 | Operation::Clients
                 | Operation::Servers
         )
@@ -161,6 +166,8 @@ pub trait Commands: Send + Sync {
     fn config(&self) -> Result<Value, CommandError>;
     /// The names of the mirrors in force.
     fn mirrors(&self) -> Result<Vec<String>, CommandError>;
+    /// The names of the secondaries in force: an exposure and a queue they have, a pause they have not.
+    fn secondaries(&self) -> Result<Vec<String>, CommandError>;
     /// The open client connections.
     fn clients(&self) -> Result<Value, CommandError>;
     /// The open connections to primaries and mirrors.
@@ -221,10 +228,14 @@ impl CommandError {
     }
 }
 
+/// Names that a refusal shows; `mirrors` and `SHOW MIRRORS` have them all.
+const NAMES_SHOWN_MAX: usize = 8;
+
 fn list(names: &[String]) -> String {
-    if names.is_empty() {
-        String::new()
-    } else {
-        format!("; there are: {}", names.join(", "))
+    let shown = &names[..names.len().min(NAMES_SHOWN_MAX)];
+    match (shown, names.len() - shown.len()) {
+        ([], _) => String::new(),
+        (shown, 0) => format!("; there are: {}", shown.join(", ")),
+        (shown, more) => format!("; there are: {} and {more} more", shown.join(", ")),
     }
 }

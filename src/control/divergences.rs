@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Serialize, Serializer};
 
+use super::reply_text::reply_text;
 use crate::config::Redact;
 use crate::limits::{DIVERGENCE_FIELD_BYTES_MAX, DIVERGENCES_PER_KIND_MAX};
 use crate::metrics::DivergenceKind;
@@ -86,7 +87,7 @@ impl Redaction {
     /// A value as records show it.
     pub fn value(&self, value: &[u8]) -> String {
         match self.how {
-            Redact::Off => readable(value),
+            Redact::Off => reply_text(value).unwrap_or_else(|| readable(value)),
             Redact::Values | Redact::Keys => self.hash(value),
         }
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequestParts, Path, Query, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -22,6 +23,7 @@ use super::ctl::CTL_AGENT;
 use super::divergences::DivergenceFilter;
 use super::guard::guard;
 use super::listener::{BoundedListener, Peer};
+use super::queries::QueryFilter;
 use super::state::ControlState;
 use super::{report, view};
 use crate::limits::{CONTROL_BODY_BYTES_MAX, DIVERGENCES_PER_ANSWER_MAX};
@@ -78,6 +80,7 @@ fn router(state: Arc<ControlState>) -> Router {
         .route("/api/clients", get(clients))
         .route("/api/servers", get(servers))
         .route("/api/divergences", get(divergences))
+        .route("/api/queries", get(queries))
         .route("/api/latency", get(latency))
         .route("/api/config", get(config))
         .route("/api/mirrors/{name}/exposure", post(set_exposure))
@@ -176,6 +179,17 @@ async fn divergences(
 ) -> Response {
     filter.limit = filter.limit.min(DIVERGENCES_PER_ANSWER_MAX);
     perform(state, who, Operation::Divergences(filter)).await
+}
+
+async fn queries(
+    State(state): Shared,
+    who: Asker,
+    filter: Result<Query<QueryFilter>, QueryRejection>,
+) -> Response {
+    match filter {
+        Ok(Query(filter)) => perform(state, who, Operation::Queries(filter)).await,
+        Err(refused) => command_error(&CommandError::Invalid(refused.body_text())),
+    }
 }
 
 async fn config(State(state): Shared, who: Asker) -> Response {

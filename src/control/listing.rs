@@ -183,6 +183,24 @@ pub const DIVERGENCES: &[Column] = &[
     text("client", "/client"),
 ];
 
+/// Latency by query.
+pub const QUERIES: &[Column] = &[
+    text("source_db", "/source"),
+    text("destination_db", "/destination"),
+    text("fingerprint", "/fingerprint"),
+    int("calls", "/calls"),
+    int("errors", "/errors"),
+    int("divergences", "/divergences"),
+    int("primary_mean_ns", "/primary/mean_ns"),
+    int("mirror_mean_ns", "/mirror/mean_ns"),
+    int("primary_p50_ns", "/primary/p50_ns"),
+    int("mirror_p50_ns", "/mirror/p50_ns"),
+    int("primary_p99_ns", "/primary/p99_ns"),
+    int("mirror_p99_ns", "/mirror/p99_ns"),
+    float("ratio", "/ratio"),
+    text("query", "/query"),
+];
+
 /// The rows of `items` in these columns; null where an item lacks a value.
 pub fn rows(columns: &[Column], items: &[Value]) -> Vec<Vec<Value>> {
     let cell = |item: &Value, column: &Column| {

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::commands::{CommandError, Commands, EVERY, Operation, Who};
 use super::divergences::DivergenceStore;
 use super::timeline::Timeline;
-use super::view;
+use super::{queries, view};
 use crate::metrics::{MirrorTotal, Registry, Scrape};
 
 /// What stands in for a secret wherever the config is shown.
@@ -124,6 +124,7 @@ impl ControlState {
             Operation::Databases => Ok(view::databases(self)),
             Operation::Mirrors => Ok(view::mirrors(self)),
             Operation::Divergences(filter) => Ok(view::divergences(self, filter)),
+            Operation::Queries(filter) => queries::queries(self, filter),
             Operation::Clients => commands.clients(),
             Operation::Servers => commands.servers(),
             Operation::SetExposure { mirror, exposure } => {
@@ -132,7 +133,9 @@ impl ControlState {
                         "exposure is a share from 0.0 to 1.0, not {exposure}; write e.g. 0.1 for 10 %"
                     )));
                 }
-                self.each(mirror, |name| commands.set_exposure(name, *exposure))
+                self.each(mirror, commands.secondaries()?, |name| {
+                    commands.set_exposure(name, *exposure)
+                })
             }
             Operation::SetQueue { mirror, units } => {
                 if !(1..=QUEUE_UNITS_MAX).contains(units) {
@@ -140,11 +143,19 @@ impl ControlState {
                         "a ring holds 1 to {QUEUE_UNITS_MAX} units, not {units}"
                     )));
                 }
-                self.each(mirror, |name| commands.set_queue(name, *units))
+                self.each(mirror, commands.secondaries()?, |name| {
+                    commands.set_queue(name, *units)
+                })
             }
-            Operation::Pause { mirror } => self.each(mirror, |name| commands.pause(name)),
-            Operation::Resume { mirror } => self.each(mirror, |name| commands.resume(name)),
-            Operation::Reconnect { mirror } => self.each(mirror, |name| commands.reconnect(name)),
+            Operation::Pause { mirror } => {
+                self.each(mirror, Vec::new(), |name| commands.pause(name))
+            }
+            Operation::Resume { mirror } => {
+                self.each(mirror, Vec::new(), |name| commands.resume(name))
+            }
+            Operation::Reconnect { mirror } => {
+                self.each(mirror, Vec::new(), |name| commands.reconnect(name))
+            }
             Operation::SetMode { name, mode } => commands.set_mode(name, mode),
             Operation::Reload => commands.reload(),
             Operation::Drain => commands.drain(),
@@ -152,15 +163,18 @@ impl ControlState {
         }
     }
 
+    /// Does it to the mirror of this name or to every mirror and `more`.
     fn each(
         &self,
         name: &str,
+        more: Vec<String>,
         run: impl Fn(&str) -> Result<Value, CommandError>,
     ) -> Result<Value, CommandError> {
         if name != EVERY {
             return run(name);
         }
-        let names = self.commands.mirrors()?;
+        let mut names = self.commands.mirrors()?;
+        names.extend(more);
         let answers: Result<Vec<Value>, CommandError> =
             names.iter().map(|name| run(name)).collect();
         Ok(serde_json::json!({ "mirrors": answers? }))

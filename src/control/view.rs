@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::divergences::DivergenceFilter;
 use super::state::ControlState;
+use crate::config::RedisMode;
 use crate::metrics::{
     CommandTotal, CoreTotal, DivergenceKind, Latency, MirrorTotal, ProcessSample, Protocol, Scrape,
     SourceTotal,
@@ -128,6 +129,9 @@ fn core(core: &CoreTotal) -> Value {
             "enters": core.ring_enters,
             "completions": core.ring_cqes,
             "submissions": core.ring_sqes,
+            "submissions_max": core.ring_sqes_max,
+            "completions_max": core.ring_cqes_max,
+            "entries": core.ring_entries,
             "buffer_misses": core.ring_enobufs,
             "accept_errors": core.ring_accept_errors,
         },
@@ -172,6 +176,7 @@ fn mirror(state: &ControlState, total: &MirrorTotal) -> Value {
         "source": total.source,
         "destination": total.destination,
         "protocol": total.protocol.as_str(),
+        "role": if total.is_secondary { "secondary" } else { "mirror" },
         "exposure": total.exposure,
         "paused": total.paused,
         "verdict": verdict.verdict,
@@ -203,14 +208,25 @@ fn mirror(state: &ControlState, total: &MirrorTotal) -> Value {
         },
         "unit_timeouts": total.unit_timeouts,
         "shadow_read_errors": total.shadow_read_errors,
+        "mode": mode(total.mode),
         "repair": {"tainted_keys": total.tainted_keys, "repaired_keys": total.repaired_keys},
         "pubsub": {
             "errors": total.pubsub_errors,
             "missing": total.pubsub_missing,
             "extra": total.pubsub_extra,
         },
-        "commands": commands(&total.commands),
+        "commands": paired_commands(total),
     })
+}
+
+/// The mode that is in force, which may not be the one that was asked for: backends change places when both are equal.
+fn mode(number: u64) -> Value {
+    let at = usize::try_from(number).unwrap_or(usize::MAX);
+    match at.checked_sub(1).and_then(|at| RedisMode::WORDS.get(at)) {
+        Some(word) => (*word).into(),
+        None if number == 0 => Value::Null,
+        None => "changing".into(),
+    }
 }
 
 fn ledger(ledger: &LedgerSnapshot) -> Value {
@@ -234,7 +250,7 @@ fn ledger(ledger: &LedgerSnapshot) -> Value {
     })
 }
 
-fn quantiles(latency: &Latency) -> Value {
+pub(super) fn quantiles(latency: &Latency) -> Value {
     let count = latency.histogram.len();
     json!({
         "count": count,
@@ -255,26 +271,40 @@ fn cells(latency: &Latency) -> Vec<[u64; 2]> {
 }
 
 fn commands(totals: &BTreeMap<&'static str, CommandTotal>) -> Value {
-    let mut list = Map::new();
-    for (name, total) in totals {
-        let count: u64 = total.buckets.iter().sum();
-        let mean_ns = total.sum_ns.checked_div(count).unwrap_or(0);
-        let mut kinds = Map::new();
-        for kind in DivergenceKind::ALL {
-            if total.divergences[kind as usize] > 0 {
-                kinds.insert(
-                    kind.as_str().to_owned(),
-                    total.divergences[kind as usize].into(),
-                );
-            }
+    let list = totals.iter();
+    list.map(|(name, total)| ((*name).to_owned(), command(total)))
+        .collect::<Map<_, _>>()
+        .into()
+}
+
+/// The commands of a mirror, each with the primary's answers to the same ones.
+fn paired_commands(total: &MirrorTotal) -> Value {
+    let list = total.commands.iter();
+    list.map(|(name, mirror)| {
+        let mut value = command(mirror);
+        if let Some(primary) = total.primary_commands.get(name) {
+            value["primary"] = command(primary);
         }
-        let value = json!({
-            "ok": total.ok,
-            "errors": total.errors,
-            "mean_ns": mean_ns,
-            "divergences": kinds,
-        });
-        list.insert((*name).to_owned(), value);
+        ((*name).to_owned(), value)
+    })
+    .collect::<Map<_, _>>()
+    .into()
+}
+
+fn command(total: &CommandTotal) -> Value {
+    let mut kinds = Map::new();
+    for kind in DivergenceKind::ALL {
+        let count = total.divergences[kind as usize];
+        if count > 0 {
+            kinds.insert(kind.as_str().to_owned(), count.into());
+        }
     }
-    Value::Object(list)
+    json!({
+        "ok": total.ok,
+        "errors": total.errors,
+        "mean_ns": total.mean_ns(),
+        "p50_ns": total.quantile_ns(0.5),
+        "p99_ns": total.quantile_ns(0.99),
+        "divergences": kinds,
+    })
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::encode::Samples;
-use super::table::{Kind, Metric, Scrape};
+use super::metric::{Kind, Metric, Scrape};
 use super::{CommandTotal, DivergenceKind, MirrorTotal, Protocol, SourceTotal};
 
 /// The metrics with the prefix `proxy_`.
@@ -103,8 +103,8 @@ pub const COMPAT_TABLE: &[Metric] = &[
     ),
     counter(
         "proxy_secondary_write_errors",
-        "Commands that the secondary refused or whose outcome is unknown.",
-        |s, out| out.int(&[], mirrors(s, |m| m.errors_total() + m.ledger.errored)),
+        "Writes that the secondary refused or whose outcome is unknown.",
+        |s, out| out.int(&[], mirrors(s, write_failures)),
     ),
     counter(
         "proxy_shadow_read_errors",
@@ -151,6 +151,11 @@ fn mirrors(scrape: &Scrape, value: impl Fn(&MirrorTotal) -> u64) -> u64 {
         .iter()
         .filter(|m| m.protocol == Protocol::Redis);
     redis.map(value).sum()
+}
+
+fn write_failures(mirror: &MirrorTotal) -> u64 {
+    let all = mirror.commands.values();
+    all.flat_map(|command| command.write_failures).sum()
 }
 
 /// By backend and command.

@@ -76,6 +76,12 @@ pub struct RingMetrics {
     pub cqes: Counter,
     /// Submissions made.
     pub sqes: Counter,
+    /// Gauge: most submissions of one turn so far.
+    pub sqes_max: Counter,
+    /// Gauge: most completions of one turn so far.
+    pub cqes_max: Counter,
+    /// Gauge: length of the submission queue (`ring.entries`).
+    pub entries: Counter,
     /// Receives that ended because no provided buffer was left.
     pub enobufs: Counter,
     /// Accepts that failed (EMFILE and the like).

@@ -7,7 +7,8 @@ use std::fmt::Write;
 
 use super::command::CommandTotal;
 use super::histogram::LE_BUCKETS_NS;
-use super::table::{Kind, Metric, Scrape, TABLE};
+use super::metric::{Kind, Metric, Scrape};
+use super::table::TABLE;
 use super::totals::Latency;
 
 /// A text format for scrapers.

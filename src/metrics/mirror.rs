@@ -7,8 +7,10 @@ use super::Protocol;
 use super::command::CommandTable;
 use super::error_table::ErrorTable;
 use super::histogram::AtomicHistogram;
-use crate::limits::METRIC_COMMANDS_MAX;
+use super::query::QueryTable;
+use crate::limits::{METRIC_COMMANDS_MAX, QUERY_FINGERPRINTS_MAX};
 use crate::mirror::ledger::{Counter, Ledger};
+use crate::protocol::resp::compare;
 
 /// How a mirror's answer differed from the primary's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,6 +67,18 @@ impl DivergenceKind {
     }
 }
 
+impl From<compare::DivergenceKind> for DivergenceKind {
+    fn from(kind: compare::DivergenceKind) -> DivergenceKind {
+        match kind {
+            compare::DivergenceKind::MigrationGap => DivergenceKind::MigrationGap,
+            compare::DivergenceKind::DataMismatch => DivergenceKind::DataMismatch,
+            compare::DivergenceKind::ExtraData => DivergenceKind::ExtraData,
+            compare::DivergenceKind::SecondaryError => DivergenceKind::SecondaryError,
+            compare::DivergenceKind::TypeMismatch => DivergenceKind::TypeMismatch,
+        }
+    }
+}
+
 /// One source database on one core.
 #[derive(Debug)]
 pub struct SourceMetrics {
@@ -110,6 +124,29 @@ impl SourceMetrics {
             reconnects: Counter::default(),
             commands: CommandTable::new(command_slots(protocol)),
         }
+    }
+
+    /// Whether a client was ever served.
+    pub(super) fn is_used(&self) -> bool {
+        self.requests.get() + self.active_clients.get() + self.errors.total() > 0
+    }
+}
+
+/// Counts a connection to a primary for as long as it is kept.
+#[derive(Debug)]
+pub struct OpenConnection(Arc<SourceMetrics>);
+
+impl OpenConnection {
+    /// Counts one more. Only the owning core may call this, and drop it.
+    pub fn of(metrics: &Arc<SourceMetrics>) -> OpenConnection {
+        metrics.connections_open.add(1);
+        OpenConnection(Arc::clone(metrics))
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.connections_open.sub(1);
     }
 }
 
@@ -157,6 +194,8 @@ pub struct MirrorMetrics {
     pub tainted_keys: Counter,
     /// Keys repaired (Redis).
     pub repaired_keys: Counter,
+    /// Gauge: the mode of a dual write that is in force, counted from 1; 0: this is none (Redis).
+    pub mode: Counter,
     /// Shadow subscriptions that failed (Redis).
     pub pubsub_errors: Counter,
     /// Messages that only the primary's subscription saw (Redis).
@@ -165,6 +204,10 @@ pub struct MirrorMetrics {
     pub pubsub_extra: Counter,
     /// By command (Redis only).
     pub commands: CommandTable,
+    /// The primary's answers to the same commands: the fair counterpart of `commands`.
+    pub primary_commands: CommandTable,
+    /// By query fingerprint (Postgres only).
+    pub queries: QueryTable,
     /// What is shared by all cores: exposure, pause, bounds.
     pub settings: Arc<MirrorSettings>,
 }
@@ -198,10 +241,13 @@ impl MirrorMetrics {
             shadow_read_errors: Counter::default(),
             tainted_keys: Counter::default(),
             repaired_keys: Counter::default(),
+            mode: Counter::default(),
             pubsub_errors: Counter::default(),
             pubsub_missing: Counter::default(),
             pubsub_extra: Counter::default(),
             commands: CommandTable::new(command_slots(protocol)),
+            primary_commands: CommandTable::new(command_slots(protocol)),
+            queries: QueryTable::new(query_slots(protocol)),
             settings,
         }
     }
@@ -222,11 +268,22 @@ impl MirrorMetrics {
 pub struct MirrorSettings {
     exposure_bits: AtomicU64,
     paused: AtomicBool,
+    secondary: AtomicBool,
     queue_units_max: AtomicU64,
     queue_bytes_max: AtomicU64,
 }
 
 impl MirrorSettings {
+    /// Whether it is the secondary of a dual write: complete, in order, never paused.
+    pub fn is_secondary(&self) -> bool {
+        self.secondary.load(Ordering::Relaxed)
+    }
+
+    /// Says what it is.
+    pub fn set_secondary(&self, secondary: bool) {
+        self.secondary.store(secondary, Ordering::Relaxed);
+    }
+
     /// The share of units offered to the mirror, 0 to 1.
     pub fn exposure(&self) -> f64 {
         f64::from_bits(self.exposure_bits.load(Ordering::Relaxed))
@@ -268,5 +325,12 @@ fn command_slots(protocol: Protocol) -> usize {
     match protocol {
         Protocol::Redis => METRIC_COMMANDS_MAX,
         Protocol::Postgres => 0,
+    }
+}
+
+fn query_slots(protocol: Protocol) -> usize {
+    match protocol {
+        Protocol::Redis => 0,
+        Protocol::Postgres => QUERY_FINGERPRINTS_MAX,
     }
 }

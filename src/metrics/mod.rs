@@ -10,22 +10,28 @@ mod core;
 mod encode;
 mod error_table;
 mod histogram;
+mod metric;
 mod mirror;
 mod process;
+mod query;
 mod registry;
 mod table;
 mod totals;
 
-pub use self::command::{CommandMetrics, CommandTable, CommandTotal};
+pub use self::command::{CommandMetrics, CommandTable, CommandTotal, WriteFailure};
 pub use self::compat::COMPAT_TABLE;
 pub use self::core::{CoreMetrics, ListenerMetrics, RingMetrics};
 pub use self::encode::{TextFormat, encode, encode_tables};
 pub use self::error_table::{ErrorTable, ErrorWord};
 pub use self::histogram::{AtomicHistogram, LE_BUCKETS_NS};
-pub use self::mirror::{DivergenceKind, MirrorMetrics, MirrorSettings, SourceMetrics};
+pub use self::metric::{Kind, Metric, Scrape};
+pub use self::mirror::{
+    DivergenceKind, MirrorMetrics, MirrorSettings, OpenConnection, SourceMetrics,
+};
 pub use self::process::ProcessSample;
+pub use self::query::{QueryMetrics, QueryTable, QueryTotal};
 pub use self::registry::Registry;
-pub use self::table::{Kind, Metric, Scrape, TABLE};
+pub use self::table::TABLE;
 pub use self::totals::{CoreTotal, Latency, ListenerTotal, MirrorTotal, SourceTotal};
 
 pub use crate::mirror::ledger::Counter;

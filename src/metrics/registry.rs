@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::query::QueryTotal;
 use super::totals::{CoreTotal, MirrorTotal, SourceTotal};
 use super::{CoreMetrics, MirrorMetrics, MirrorSettings, Protocol, SourceMetrics};
 
@@ -110,9 +111,17 @@ impl Registry {
         self.cores.iter().map(|core| CoreTotal::of(core)).collect()
     }
 
-    /// Every source database, added up over the cores, by name.
+    /// Every source database, added up over the cores, by name. A mirror's destination is one once a client has used
+    /// it as such.
     pub fn sources(&self) -> Vec<SourceTotal> {
-        let entries: Vec<_> = self.lock().sources.values().cloned().collect();
+        let entries: Vec<_> = {
+            let tables = self.lock();
+            let is_destination = |name: &str| tables.mirrors.keys().any(|(_, to)| **to == *name);
+            let sources = tables.sources.iter().filter(|(name, cores)| {
+                !is_destination(name) || cores.iter().any(|(_, metrics)| metrics.is_used())
+            });
+            sources.map(|(_, cores)| cores.clone()).collect()
+        };
         entries
             .iter()
             .map(|cores| SourceTotal::merge(cores.iter().map(|(_, m)| &**m)))
@@ -132,6 +141,35 @@ impl Registry {
             .collect();
         name_mirrors(&mut totals);
         totals
+    }
+
+    /// Every query fingerprint of every mirror, added up over the cores. Not part of a scrape: it is made when asked for.
+    pub fn queries(&self) -> Vec<QueryTotal> {
+        let entries: Vec<_> = self
+            .lock()
+            .mirrors
+            .values()
+            .map(|e| e.cores.clone())
+            .collect();
+        let mut out = Vec::new();
+        for cores in entries {
+            let mut totals: BTreeMap<u64, QueryTotal> = BTreeMap::new();
+            for (_, core) in &cores {
+                core.queries.for_each(|slot, query| {
+                    let fingerprint = if slot.is_some() { query.fingerprint } else { 0 };
+                    let total = totals.entry(fingerprint).or_insert_with(|| QueryTotal {
+                        source: core.source.to_string(),
+                        destination: core.destination.to_string(),
+                        fingerprint,
+                        text: query.text.to_string(),
+                        ..QueryTotal::default()
+                    });
+                    total.add(query);
+                });
+            }
+            out.extend(totals.into_values());
+        }
+        out
     }
 
     fn lock(&self) -> MutexGuard<'_, Tables> {

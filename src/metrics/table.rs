@@ -3,91 +3,12 @@
 //! The names are an interface: dashboards and alerts of users hang on them. `tests/control_metrics.rs` holds the
 //! exposed text and this table to each other.
 
-use super::encode::Samples;
-use super::process::ProcessSample;
+use super::metric::{Kind, Metric, Scrape};
 use super::{
-    CommandTotal, CoreTotal, DivergenceKind, ListenerTotal, MirrorTotal, Protocol, Registry,
-    SourceTotal,
+    CommandTotal, CoreTotal, DivergenceKind, ListenerTotal, MirrorTotal, Protocol, SourceTotal,
+    WriteFailure,
 };
 use crate::mirror::ledger::DropReason;
-
-/// The type of a metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Only grows; its samples end in `_total`.
-    Counter,
-    /// Goes up and down.
-    Gauge,
-    /// Buckets, count and sum.
-    Histogram,
-    /// Always 1; the labels say it. Its sample ends in `_info`.
-    Info,
-}
-
-impl Kind {
-    pub(super) const fn suffix(self) -> &'static str {
-        match self {
-            Kind::Counter => "_total",
-            Kind::Info => "_info",
-            Kind::Gauge | Kind::Histogram => "",
-        }
-    }
-}
-
-/// One metric.
-#[derive(Debug)]
-pub struct Metric {
-    /// The family's name, without `_total`.
-    pub name: &'static str,
-    /// Its type.
-    pub kind: Kind,
-    /// `seconds`, `bytes`, `ratio` or nothing; the name ends in it.
-    pub unit: &'static str,
-    /// Label names.
-    pub labels: &'static [&'static str],
-    /// One line for people.
-    pub help: &'static str,
-    pub(super) collect: fn(&Scrape, &mut Samples<'_>),
-}
-
-/// Everything that one scrape shows, read once so that its metrics agree with each other.
-#[derive(Clone, Debug)]
-pub struct Scrape {
-    /// By core.
-    pub cores: Vec<CoreTotal>,
-    /// By source database.
-    pub sources: Vec<SourceTotal>,
-    /// By mirror.
-    pub mirrors: Vec<MirrorTotal>,
-    /// The process.
-    pub process: ProcessSample,
-    /// Version of the build.
-    pub version: &'static str,
-    /// Start of the process, seconds since 1970.
-    pub started_unix: f64,
-    /// Whether every core accepts.
-    pub ready: bool,
-}
-
-impl Scrape {
-    /// Reads all counters.
-    pub fn take(
-        registry: &Registry,
-        version: &'static str,
-        started_unix: f64,
-        ready: bool,
-    ) -> Self {
-        Self {
-            cores: registry.core_totals(),
-            sources: registry.sources(),
-            mirrors: registry.mirrors(),
-            process: ProcessSample::take(),
-            version,
-            started_unix,
-            ready,
-        }
-    }
-}
 
 /// Every metric there is.
 pub const TABLE: &[Metric] = &[
@@ -194,6 +115,30 @@ pub const TABLE: &[Metric] = &[
         labels: &["core"],
         help: "io_uring submissions made.",
         collect: |s, out| per_core(s, |core, id| out.int(&[id], core.ring_sqes)),
+    },
+    Metric {
+        name: "parhelion_ring_entries",
+        kind: Kind::Gauge,
+        unit: "",
+        labels: &["core"],
+        help: "Length of a core's submission queue; what does not fit is submitted at once.",
+        collect: |s, out| per_core(s, |core, id| out.int(&[id], core.ring_entries)),
+    },
+    Metric {
+        name: "parhelion_ring_submissions_max",
+        kind: Kind::Gauge,
+        unit: "",
+        labels: &["core"],
+        help: "Most submissions of one turn since the start: how deep the submission queue was.",
+        collect: |s, out| per_core(s, |core, id| out.int(&[id], core.ring_sqes_max)),
+    },
+    Metric {
+        name: "parhelion_ring_completions_max",
+        kind: Kind::Gauge,
+        unit: "",
+        labels: &["core"],
+        help: "Most completions of one turn since the start: how deep the completion queue was.",
+        collect: |s, out| per_core(s, |core, id| out.int(&[id], core.ring_cqes_max)),
     },
     Metric {
         name: "parhelion_ring_buffer_misses",
@@ -640,7 +585,7 @@ pub const TABLE: &[Metric] = &[
         kind: Kind::Counter,
         unit: "",
         labels: &["source", "mirror", "protocol"],
-        help: "Units that waited for a free connection.",
+        help: "Times that units waited because every connection was in use (Postgres).",
         collect: |s, out| per_mirror(s, |t, l| out.int(&l, t.pool_waits)),
     },
     Metric {
@@ -710,7 +655,7 @@ pub const TABLE: &[Metric] = &[
         collect: |s, out| per_command(s, |labels, t| out.command(&labels, t)),
     },
     Metric {
-        name: "parhelion_command_divergences",
+        name: "parhelion_divergences",
         kind: Kind::Counter,
         unit: "",
         labels: &["database", "backend", "command", "kind"],
@@ -721,6 +666,55 @@ pub const TABLE: &[Metric] = &[
                     match t.divergences[kind as usize] {
                         0 => {}
                         n => out.int(&[a, b, c, kind.as_str()], n),
+                    }
+                }
+            });
+        },
+    },
+    Metric {
+        name: "parhelion_migration_gaps",
+        kind: Kind::Counter,
+        unit: "",
+        labels: &["database", "backend", "command"],
+        help: "Replies where the secondary has nothing and the primary has data (Redis); only where it happened.",
+        collect: |s, out| {
+            per_command(s, |labels, t| {
+                match t.divergences[DivergenceKind::MigrationGap as usize] {
+                    0 => {}
+                    n => out.int(&labels, n),
+                }
+            });
+        },
+    },
+    Metric {
+        name: "parhelion_secondary_write_errors",
+        kind: Kind::Counter,
+        unit: "",
+        labels: &["database", "backend", "command", "reason"],
+        help: "Writes that a secondary refused, or that were lost or stuck on their way (Redis); only where it happened.",
+        collect: |s, out| {
+            per_command(s, |[a, b, c], t| {
+                for why in WriteFailure::ALL {
+                    match t.write_failures[why as usize] {
+                        0 => {}
+                        n => out.int(&[a, b, c, why.as_str()], n),
+                    }
+                }
+            });
+        },
+    },
+    Metric {
+        name: "parhelion_async_drops",
+        kind: Kind::Counter,
+        unit: "",
+        labels: &["database", "queue", "reason"],
+        help: "Commands dropped from the queue of a secondary, by reason (Redis).",
+        collect: |s, out| {
+            per_mirror(s, |m, [source, queue, _]| {
+                if m.protocol == Protocol::Redis {
+                    for reason in DropReason::ALL {
+                        let dropped = m.ledger.dropped[reason as usize];
+                        out.int(&[source, queue, reason.as_str()], dropped);
                     }
                 }
             });

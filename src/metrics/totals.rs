@@ -29,7 +29,7 @@ impl Default for Latency {
 }
 
 impl Latency {
-    fn add(&mut self, other: &AtomicHistogram) {
+    pub(super) fn add(&mut self, other: &AtomicHistogram) {
         other.snapshot_into(&mut self.histogram);
         self.sum_ns = self.sum_ns.wrapping_add(other.sum_ns());
     }
@@ -55,6 +55,12 @@ pub struct CoreTotal {
     pub ring_cqes: u64,
     /// Submissions.
     pub ring_sqes: u64,
+    /// Most submissions of one turn.
+    pub ring_sqes_max: u64,
+    /// Most completions of one turn.
+    pub ring_cqes_max: u64,
+    /// Length of the submission queue.
+    pub ring_entries: u64,
     /// Receives that found no buffer.
     pub ring_enobufs: u64,
     /// Accepts that failed.
@@ -119,6 +125,9 @@ impl CoreTotal {
             ring_enters: core.ring.enters.get(),
             ring_cqes: core.ring.cqes.get(),
             ring_sqes: core.ring.sqes.get(),
+            ring_sqes_max: core.ring.sqes_max.get(),
+            ring_cqes_max: core.ring.cqes_max.get(),
+            ring_entries: core.ring.entries.get(),
             ring_enobufs: core.ring.enobufs.get(),
             ring_accept_errors: core.ring.accept_errors.get(),
             busy_ns: core.busy_ns.get(),
@@ -250,6 +259,8 @@ pub struct MirrorTotal {
     pub tainted_keys: u64,
     /// Keys repaired.
     pub repaired_keys: u64,
+    /// The mode of a dual write that is in force on every core, counted from 1; 0: none; `u64::MAX`: not the same on all.
+    pub mode: u64,
     /// Shadow subscriptions that failed.
     pub pubsub_errors: u64,
     /// Messages that only the primary sent.
@@ -258,10 +269,14 @@ pub struct MirrorTotal {
     pub pubsub_extra: u64,
     /// By command.
     pub commands: BTreeMap<&'static str, CommandTotal>,
+    /// The primary's answers to the same commands.
+    pub primary_commands: BTreeMap<&'static str, CommandTotal>,
     /// The share of units offered.
     pub exposure: f64,
     /// Whether it is paused.
     pub paused: bool,
+    /// Whether it is the secondary of a dual write.
+    pub is_secondary: bool,
     /// Units that one client's ring holds.
     pub queue_units_max: u64,
     /// Bytes that one client's ring holds.
@@ -303,6 +318,7 @@ impl MirrorTotal {
         self.protocol = core.protocol;
         self.exposure = core.settings.exposure();
         self.paused = core.settings.paused();
+        self.is_secondary = core.settings.is_secondary();
         (self.queue_units_max, self.queue_bytes_max) = core.settings.queue_bounds();
     }
 
@@ -327,10 +343,16 @@ impl MirrorTotal {
         self.shadow_read_errors += core.shadow_read_errors.get();
         self.tainted_keys += core.tainted_keys.get();
         self.repaired_keys += core.repaired_keys.get();
+        self.mode = match (self.mode, core.mode.get()) {
+            (0, mode) | (mode, 0) => mode,
+            (one, other) if one == other => one,
+            _ => u64::MAX,
+        };
         self.pubsub_errors += core.pubsub_errors.get();
         self.pubsub_missing += core.pubsub_missing.get();
         self.pubsub_extra += core.pubsub_extra.get();
         add_commands(&mut self.commands, &core.commands);
+        add_commands(&mut self.primary_commands, &core.primary_commands);
     }
 
     fn empty() -> Self {
@@ -357,12 +379,15 @@ impl MirrorTotal {
             shadow_read_errors: 0,
             tainted_keys: 0,
             repaired_keys: 0,
+            mode: 0,
             pubsub_errors: 0,
             pubsub_missing: 0,
             pubsub_extra: 0,
             commands: BTreeMap::new(),
+            primary_commands: BTreeMap::new(),
             exposure: 0.0,
             paused: false,
+            is_secondary: false,
             queue_units_max: 0,
             queue_bytes_max: 0,
         }

@@ -56,6 +56,10 @@ pub struct Dispatcher<S, O> {
     window: usize,
     /// Another dispatcher books in the same ledger too.
     shares_ledger: bool,
+    /// Pipelines get room beyond the bounds while the mirror answers.
+    stretches: bool,
+    /// When the mirror last answered a unit.
+    answered_ns: u64,
     paused: bool,
     unavailable: bool,
     next_id: u64,
@@ -90,6 +94,8 @@ impl<S, O: Outcome> Dispatcher<S, O> {
             bounds,
             window: 1,
             shares_ledger: false,
+            stretches: false,
+            answered_ns: 0,
             paused: false,
             unavailable: false,
             next_id: 0,
@@ -107,6 +113,20 @@ impl<S, O: Outcome> Dispatcher<S, O> {
     /// Says that a mirror that was defined anew books in the ledger of the one it replaces, which still has units.
     pub fn share_ledger(&mut self) {
         self.shares_ledger = true;
+    }
+
+    /// Gives the units of a pipeline room beyond a ring's bounds, up to [`PIPELINE_QUEUE_FACTOR`] times its bytes and
+    /// only while the mirror answers ([`Dispatcher::note_answer`]): a primary answers more of them at once than a mirror can
+    /// take at once, however quick it is.
+    ///
+    /// [`PIPELINE_QUEUE_FACTOR`]: crate::limits::PIPELINE_QUEUE_FACTOR
+    pub fn stretch_for_pipelines(&mut self) {
+        self.stretches = true;
+    }
+
+    /// The mirror has answered a unit.
+    pub fn note_answer(&mut self, now_ns: u64) {
+        self.answered_ns = now_ns;
     }
 
     /// Lets up to `window` units of one client be on their way at once, at least 1. Order then
@@ -230,6 +250,34 @@ impl<S, O: Outcome> Dispatcher<S, O> {
             unit: entry.unit,
             id: entry.id,
             ring: place,
+            bytes: entry.bytes,
+        })
+    }
+
+    /// The unit behind one that was handed out and not settled, beyond the window, if `may_follow` holds: for a worker that
+    /// sends a client's pipeline as a pipeline, on one connection.
+    pub fn next_behind(
+        &mut self,
+        ticket: &Ticket<S, O>,
+        may_follow: impl FnOnce(&Unit<S, O>) -> bool,
+    ) -> Option<Ticket<S, O>> {
+        if self.paused || self.unavailable {
+            return None;
+        }
+        let ring = self.rings[ticket.ring].as_mut()?;
+        if ring.returning || !may_follow(ring.front()?) {
+            return None;
+        }
+        let entry = ring.hand_out()?;
+        self.queued_units -= 1;
+        self.in_flight += 1;
+        self.unlist_idle_at(ticket.ring);
+        self.check_cheaply();
+        Some(Ticket {
+            client: ticket.client,
+            unit: entry.unit,
+            id: entry.id,
+            ring: ticket.ring,
             bytes: entry.bytes,
         })
     }
@@ -380,7 +428,13 @@ impl<S, O: Outcome> Dispatcher<S, O> {
         if bytes > bounds.bytes {
             return Err(DropReason::Oversize);
         }
-        if !ring.map_or(bounds.units > 0, |ring| ring.has_room(bytes)) {
+        let has_room = |ring: &Ring<S, O>| {
+            ring.has_room(bytes)
+                || self.stretches
+                    && !self.unavailable
+                    && ring.has_pipeline_room(unit, bytes, self.answered_ns)
+        };
+        if !ring.map_or(bounds.units > 0, has_room) {
             return Err(if self.unavailable {
                 DropReason::Unavailable
             } else {
@@ -466,6 +520,18 @@ impl<S, O: Outcome> Dispatcher<S, O> {
         {
             ring.listed = true;
             self.ready.push_back(place);
+        }
+    }
+
+    /// Takes one ring from the ready list if it has nothing to hand out any more. It is listed only with a window above 1.
+    fn unlist_idle_at(&mut self, place: usize) {
+        let window = self.window;
+        if let Some(ring) = &mut self.rings[place]
+            && ring.listed
+            && !ring.is_ready(window)
+        {
+            ring.listed = false;
+            self.ready.retain(|other| *other != place);
         }
     }
 

@@ -1,6 +1,7 @@
 //! What a dispatcher promises, case by case; tests/simulation.rs mixes the cases.
 
 use super::*;
+use crate::limits::{PIPELINE_PATIENCE_NS, PIPELINE_QUEUE_FACTOR};
 
 type Slice = Rc<[u8]>;
 type Rings = Dispatcher<Slice, ()>;
@@ -278,4 +279,78 @@ fn steady_state_reuses_units_and_places() {
     }
     assert_eq!(world.units.len(), 8);
     assert!(rings.rings.len() <= 8 && rings.ready.capacity() <= 16);
+}
+
+/// Offers a unit of a pipeline that was sealed at `now_ns`.
+fn offer_pipelined(world: &World, rings: &mut Rings, text: &str, now_ns: u64) -> Offered {
+    let mut draft = world.units.draft(ClientId(1), now_ns);
+    draft.payload.push_copy(text.as_bytes());
+    draft.pipelined = true;
+    let unit = draft.seal(now_ns);
+    let offered = rings.offer(&unit);
+    world.units.recycle(unit);
+    offered
+}
+
+#[test]
+fn a_pipeline_stretches_its_ring_while_the_mirror_answers_and_in_bytes_only_so_far() {
+    let full = Offered::Dropped(DropReason::QueueFull);
+    let world = World::new();
+    let mut rings = world.mirror(Bounds {
+        units: 2,
+        bytes: 4096,
+    });
+    for _ in 0..2 {
+        assert_eq!(offer_pipelined(&world, &mut rings, "a", 1), Offered::Queued);
+    }
+    assert_eq!(
+        offer_pipelined(&world, &mut rings, "a", 1),
+        full,
+        "not asked for"
+    );
+    rings.stretch_for_pipelines();
+    assert_eq!(world.offer(&mut rings, 1, "waits for answers"), full);
+    while offer_pipelined(&world, &mut rings, "a", 1) == Offered::Queued {}
+    let held = rings.queued_bytes();
+    let most = PIPELINE_QUEUE_FACTOR * 4096;
+    assert!((most - 4096..=most).contains(&held), "{held}");
+    let ticket = rings.next().unwrap();
+    rings.settle(ticket, Fate::Delivered);
+    let late = 2 + PIPELINE_PATIENCE_NS;
+    assert_eq!(
+        offer_pipelined(&world, &mut rings, "a", late),
+        full,
+        "it stands still"
+    );
+    rings.note_answer(late);
+    assert_eq!(
+        offer_pipelined(&world, &mut rings, "a", late),
+        Offered::Queued
+    );
+    rings.drain_remaining(DropReason::Shutdown);
+    assert!(rings.is_idle());
+}
+
+#[test]
+fn a_pipeline_leaves_in_one_go_and_comes_back_in_its_order() {
+    let world = World::new();
+    let mut rings = world.mirror(ROOMY);
+    for text in ["1", "2", "3", "4"] {
+        world.offer(&mut rings, 1, text);
+    }
+    let one = rings.next().unwrap();
+    assert!(rings.next().is_none(), "the window is 1");
+    let two = rings.next_behind(&one, |_| true).unwrap();
+    assert!(rings.next_behind(&two, |_| false).is_none());
+    let three = rings.next_behind(&two, |_| true).unwrap();
+    assert_eq!([&one, &two, &three].map(text), ["1", "2", "3"]);
+    rings.settle(one, Fate::Delivered);
+    rings.requeue(three);
+    assert!(
+        rings.next_behind(&two, |_| true).is_none(),
+        "three came back"
+    );
+    rings.settle(two, Fate::Delivered);
+    assert_eq!(deliver_all(&mut rings), ["3", "4"]);
+    rings.check_invariants();
 }

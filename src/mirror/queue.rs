@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::unit::{ClientId, Unit};
+use crate::limits::{PIPELINE_PATIENCE_NS, PIPELINE_QUEUE_FACTOR};
 
 /// What one ring may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub(super) struct Ring<S, O> {
     /// A unit came back: nothing leaves before the others on their way have ended too, so that a
     /// later unit can still come back and line up behind it.
     pub returning: bool,
+    /// When the ring got the unit since which it has not been empty.
+    since_ns: u64,
 }
 
 impl<S, O> Ring<S, O> {
@@ -65,6 +68,7 @@ impl<S, O> Ring<S, O> {
             listed: false,
             detached: false,
             returning: false,
+            since_ns: 0,
         }
     }
 
@@ -88,7 +92,20 @@ impl<S, O> Ring<S, O> {
             && self.waiting_bytes + self.in_flight_bytes + bytes <= self.bounds.bytes
     }
 
+    /// Whether a unit of a pipeline has room beyond the bounds, behind a mirror that last answered at `answered_ns`.
+    pub fn has_pipeline_room(&self, unit: &Unit<S, O>, bytes: usize, answered_ns: u64) -> bool {
+        let waited_ns = unit
+            .sealed_ns
+            .saturating_sub(self.since_ns.max(answered_ns));
+        unit.pipelined
+            && waited_ns < PIPELINE_PATIENCE_NS
+            && self.bytes() + bytes <= self.bounds.bytes.saturating_mul(PIPELINE_QUEUE_FACTOR)
+    }
+
     pub fn push(&mut self, entry: Entry<S, O>) {
+        if self.is_empty() {
+            self.since_ns = entry.unit.sealed_ns;
+        }
         self.waiting_bytes += entry.bytes;
         self.waiting.push_back(entry);
     }

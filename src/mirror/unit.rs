@@ -154,6 +154,9 @@ pub trait Outcome: Default {
         *self = Self::default();
     }
 
+    /// A control mirror has taken the unit: what it makes of it will be known.
+    fn expect_control(&self) {}
+
     /// Heap memory of this outcome; counts against the ring's byte bound. Must not change once the
     /// unit is sealed.
     fn held_bytes(&self) -> usize {
@@ -179,6 +182,8 @@ pub struct Unit<S, O> {
     pub began_ns: u64,
     /// When the primary had closed it.
     pub sealed_ns: u64,
+    /// Whether its client pipelines: it does not wait for each answer before it goes on.
+    pub pipelined: bool,
     /// What the primary made of it.
     pub outcome: O,
     /// How many rings hold it: the core's memory budget is charged once for all of them.
@@ -204,6 +209,7 @@ impl<S, O: Outcome> Unit<S, O> {
             groups: SmallVec::new(),
             began_ns: 0,
             sealed_ns: 0,
+            pipelined: false,
             outcome: O::default(),
             holders: Cell::new(0),
         }
@@ -212,6 +218,7 @@ impl<S, O: Outcome> Unit<S, O> {
     fn clear(&mut self) {
         debug_assert_eq!(self.holders.get(), 0, "a ring forgot a unit");
         self.class = Class::NONE;
+        self.pipelined = false;
         self.payload.clear();
         self.groups.clear();
         if self.groups.capacity() > UNIT_KEPT_GROUPS {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crossbeam_channel::Sender;
 
+use super::resolver::Resolver;
 use super::tls::TlsStore;
 use crate::config::Config;
 use crate::limits::{
@@ -151,6 +152,8 @@ pub struct Context {
     pub random: RefCell<fastrand::Rng>,
     /// To the control thread.
     pub events: Sender<Event>,
+    /// Addresses of the databases' names.
+    pub(super) resolver: Resolver,
     sessions: RefCell<HashMap<ClientId, Weak<dyn Session>>>,
     next_client: Cell<u64>,
     draining: Cell<bool>,
@@ -181,6 +184,7 @@ impl Context {
             config: RefCell::new(config),
             tls,
             events,
+            resolver: Resolver::default(),
             sessions: RefCell::default(),
             // Unique in the process: the core's number in the top bits.
             next_client: Cell::new((core as u64) << 48 | 1),
@@ -288,6 +292,21 @@ impl Context {
         let admitted = (self.complaints.borrow_mut()).admit(what, self.ring.now_ns());
         if let Some(suppressed) = admitted {
             tracing::warn!(database, %error, suppressed, "the primary cannot be reached");
+        }
+    }
+
+    /// Logs that a login went on without TLS to the primary: a downgrade is allowed by `tls = "prefer"`, not kept quiet.
+    pub fn plaintext_leg(&self, database: &str) {
+        let what = xxhash_rust::xxh3::xxh3_64_with_seed(database.as_bytes(), 1);
+        let admitted = (self.complaints.borrow_mut()).admit(what, self.ring.now_ns());
+        if let Some(suppressed) = admitted {
+            tracing::warn!(
+                database,
+                suppressed,
+                "a session's connection to the primary is not encrypted: its client insists on having looked for channel \
+                 binding, which two different certificates rule out. Give the listener the primary's certificate, set \
+                 auth = \"terminate\", or tls = \"require\" to refuse such clients"
+            );
         }
     }
 

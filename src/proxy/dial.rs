@@ -1,7 +1,7 @@
-//! The way to a database: address, connection, TLS.
+//! The way to a database: address, connection, TLS. Names are resolved elsewhere than on the core ([`super::resolver`]).
 
 use std::io;
-use std::net::ToSocketAddrs;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
@@ -59,7 +59,10 @@ impl Context {
     /// Resolution, refusal, timeout.
     pub async fn reach(&self, endpoint: &Endpoint) -> io::Result<Socket> {
         let limit = self.config.borrow().general.connect_timeout;
-        let addresses = resolve(endpoint)?;
+        let addresses = self.ring.timeout(limit, self.addresses(endpoint)).await;
+        let addresses = addresses.map_err(|_| {
+            io::Error::new(io::ErrorKind::TimedOut, "its name was not resolved in time")
+        })??;
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
         for address in addresses {
             match self.ring.timeout(limit, self.ring.connect(&address)).await {
@@ -69,6 +72,17 @@ impl Context {
             }
         }
         Err(last)
+    }
+
+    async fn addresses(&self, endpoint: &Endpoint) -> io::Result<Vec<Address>> {
+        match endpoint {
+            Endpoint::Unix(path) => Ok(vec![Address::Unix(path.clone())]),
+            Endpoint::Tcp { host, port } => {
+                let found = self.resolver.addresses(&self.ring, host).await?;
+                let with_port = |ip| Address::Tcp(SocketAddr::new(ip, *port));
+                Ok(found.into_iter().map(with_port).collect())
+            }
+        }
     }
 
     async fn encrypt(&self, socket: &Socket, database: &Database) -> io::Result<()> {
@@ -121,16 +135,4 @@ fn client_connection(
         None => address().ok_or(io::ErrorKind::NotConnected)?,
     };
     ClientConnection::new(config, name).map_err(io::Error::other)
-}
-
-/// The addresses of an endpoint. An IP address costs nothing; a name asks the system's resolver, which may block
-/// this core: give addresses or names from /etc/hosts where that matters.
-fn resolve(endpoint: &Endpoint) -> io::Result<Vec<Address>> {
-    match endpoint {
-        Endpoint::Unix(path) => Ok(vec![Address::Unix(path.clone())]),
-        Endpoint::Tcp { host, port } => Ok((host.as_str(), *port)
-            .to_socket_addrs()?
-            .map(Address::Tcp)
-            .collect()),
-    }
 }

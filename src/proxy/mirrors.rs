@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::config::{Database, Mirroring};
 use crate::limits::MIRRORS_MAX;
 use crate::metrics::MirrorMetrics;
-use crate::mirror::dispatch::{Bounds, Dispatcher, MemoryBudget};
+use crate::mirror::dispatch::{Bounds, Dispatcher, MemoryBudget, Offered};
 use crate::mirror::exposure::{Exposure, ExposureSet};
 use crate::mirror::ledger::DropReason;
 use crate::mirror::unit::{Class, ClientId, Draft, Level, MirrorSet, Outcome, Unit, UnitPool};
@@ -27,6 +27,8 @@ pub struct Mirror<O> {
     pub dispatcher: RefCell<Dispatcher<Chunk, O>>,
     /// Workers without work.
     pub work: WaitQueue,
+    /// Units that must wait before a worker is woken. A worker that awaits replies sends more when one comes anyway.
+    pub wake_at: Cell<usize>,
     /// Counters.
     pub metrics: Arc<MirrorMetrics>,
     /// Connections of the workers, so that a stop can reach them.
@@ -68,6 +70,7 @@ impl<O: Outcome> Mirror<O> {
             destination,
             options,
             work: WaitQueue::default(),
+            wake_at: Cell::new(1),
             metrics,
             connections: RefCell::default(),
             oldest_sent_ns: Cell::new(u64::MAX),
@@ -80,9 +83,14 @@ impl<O: Outcome> Mirror<O> {
 
     /// Books a sealed unit.
     fn offer(&self, unit: &Rc<Unit<Chunk, O>>) {
-        self.dispatcher.borrow_mut().offer(unit);
+        let offered = self.dispatcher.borrow_mut().offer(unit);
+        if self.options.control && offered == Offered::Queued {
+            unit.outcome.expect_control();
+        }
         self.note_queue();
-        self.work.wake_one();
+        if self.dispatcher.borrow().queued_units() >= self.wake_at.get() {
+            self.work.wake_one();
+        }
     }
 
     /// Publishes how full the rings are.
@@ -212,6 +220,8 @@ impl<O: Outcome> MirrorGroup<O> {
                 since_ns: now_ns,
             });
         }
+        // A control comes first: the others are to know whether it has taken the unit.
+        slots.sort_by_key(|slot| !slot.mirror.options.control);
         drop(slots);
         self.refresh();
     }
@@ -334,12 +344,17 @@ impl<O: Outcome> MirrorGroup<O> {
 
 /// Appends received bytes to a unit: by reference where they fill most of the memory that they would pin, else as a
 /// copy.
-pub fn append<O: Outcome>(ring: &Ring, draft: &mut Draft<Chunk, O>, bytes: &Chunk) {
-    let held = bytes.pinned_bytes();
-    if crate::mirror::payload::worth_sharing(bytes.len(), held) && !ring.slabs_scarce() {
-        draft.payload.push_shared(bytes.clone(), held);
+pub fn append<O: Outcome>(
+    ring: &Ring,
+    draft: &mut Draft<Chunk, O>,
+    chunk: &Chunk,
+    range: std::ops::Range<usize>,
+) {
+    let held = chunk.pinned_bytes();
+    if crate::mirror::payload::worth_sharing(range.len(), held) && !ring.slabs_scarce() {
+        draft.payload.push_shared(chunk.slice(range), held);
     } else {
-        draft.payload.push_copy(bytes);
+        draft.payload.push_copy(&chunk[range]);
     }
 }
 

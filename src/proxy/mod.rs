@@ -10,6 +10,7 @@ mod dial;
 pub mod mirrors;
 pub mod postgres;
 pub mod redis;
+mod resolver;
 pub mod services;
 pub mod tls;
 

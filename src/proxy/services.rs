@@ -346,7 +346,7 @@ impl Services {
         self.duals.borrow().iter().for_each(|dual| dual.refresh());
     }
 
-    /// Drops units that have waited longer than a mirror may take for one.
+    /// Drops units that have waited longer than a mirror may take for one, and looks at what else only time changes.
     pub fn expire(&self) {
         let now_ns = self.context.ring.now_ns();
         let timeout_ns = nanos(self.context.config.borrow().general.mirror_timeout);
@@ -355,6 +355,10 @@ impl Services {
         }
         for mirror in self.redis_mirrors.borrow().iter() {
             expire(mirror, now_ns, timeout_ns);
+        }
+        for source in self.postgres.borrow().values() {
+            let idle = source.pools.idle() as u64;
+            source.metrics.connections_idle.set(idle);
         }
         for source in self.redis.borrow().values() {
             source.lanes.sweep(now_ns);

@@ -50,6 +50,10 @@ pub struct RingStats {
     pub completions: u64,
     /// Operations submitted.
     pub submissions: u64,
+    /// Most operations that one turn submitted.
+    pub submissions_max: u64,
+    /// Most completions that one turn found.
+    pub completions_max: u64,
     /// Receives that found no slab.
     pub out_of_slabs: u64,
     /// Accepts that failed (out of descriptors, aborted connections).
@@ -245,7 +249,8 @@ pub(super) struct State {
     /// Operations for the next submission.
     pub(super) pending: Vec<squeue::Entry>,
     dirty: Vec<u32>,
-    starved: Vec<Key>,
+    /// Sockets that found no slab, the longest hungry first.
+    starved: VecDeque<Key>,
     pub(super) spare: Spare,
     /// Tasks to wake once the state is no longer borrowed.
     pub(super) wake: Vec<Waker>,
@@ -345,13 +350,16 @@ impl State {
         self.dirty = dirty;
     }
 
-    /// Receives again on sockets that found no slab, as soon as there is one.
+    /// Receives again on sockets that found no slab: as many as there are slabs, the longest hungry first. More of them
+    /// would only come back hungry, and the same ones every time.
     pub(super) fn feed_starved(&mut self, slabs: &Slabs) {
-        while slabs.any_posted()
-            && let Some(key) = self.starved.pop()
+        let mut room = slabs.posted();
+        while room > 0
+            && let Some(key) = self.starved.pop_front()
         {
             if self.slots[key.slot as usize].generation == key.generation {
                 self.arm_receive(key);
+                room -= 1;
             }
         }
     }
@@ -499,7 +507,7 @@ impl State {
                 self.stats.out_of_slabs += 1;
                 slabs.ran_out();
                 slabs.replenish();
-                self.starved.push(key);
+                self.starved.push_back(key);
                 return;
             }
             // Cancelled because the reader is behind: not an end.

@@ -143,7 +143,9 @@ impl Driver {
                 .pending
                 .push(remove.user_data(TICK_KEY.user_data(Op::Tick)));
         }
-        state.stats.submissions += state.pending.len() as u64;
+        let pending = state.pending.len() as u64;
+        state.stats.submissions += pending;
+        state.stats.submissions_max = state.stats.submissions_max.max(pending);
         let mut uring = self.core.uring.borrow_mut();
         let mut rest = state.pending.as_slice();
         while !rest.is_empty() {
@@ -226,7 +228,9 @@ impl Driver {
         let mut state = core.state.borrow_mut();
         state.now_ns = now_ns;
         let (mut ticked, mut worked) = (false, false);
-        state.stats.completions += self.completions.len() as u64;
+        let found = self.completions.len() as u64;
+        state.stats.completions += found;
+        state.stats.completions_max = state.stats.completions_max.max(found);
         for (user_data, result, flags) in self.completions.drain(..) {
             if user_data == TICK_KEY.user_data(Op::Tick) {
                 ticked = true;

@@ -164,9 +164,9 @@ impl Slabs {
         }
     }
 
-    /// Whether a receive armed now would find a slab.
-    pub(super) fn any_posted(&self) -> bool {
-        self.posted.get() > 0
+    /// How many receives armed now would find a slab.
+    pub(super) fn posted(&self) -> usize {
+        self.posted.get()
     }
 
     /// Whether less than a quarter of the slabs is left: what is received then is copied out at once.

@@ -294,6 +294,10 @@ fn publish(context: &Context) {
     metrics.ring.enters.set(stats.turns);
     metrics.ring.cqes.set(stats.completions);
     metrics.ring.sqes.set(stats.submissions);
+    metrics.ring.sqes_max.set(stats.submissions_max);
+    metrics.ring.cqes_max.set(stats.completions_max);
+    let entries = context.config.borrow().ring.entries;
+    metrics.ring.entries.set(u64::from(entries));
     metrics.ring.enobufs.set(stats.out_of_slabs);
     metrics.ring.accept_errors.set(stats.accept_errors);
     metrics.busy_ns.set(stats.busy_ns);

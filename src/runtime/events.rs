@@ -87,7 +87,8 @@ pub(super) fn consume(
                         return;
                     }
                     Event::Failure(report) => {
-                        sentry.capture_failure(report.operation, &report.command, &report.problem);
+                        let problem = without_values(&report.problem);
+                        sentry.capture_failure(report.operation, &report.command, problem);
                         let now_ns = started.elapsed().as_nanos() as u64;
                         let text = [&report.mirror, report.operation, &report.command].join("\0");
                         let fingerprint = xxhash_rust::xxh3::xxh3_64(text.as_bytes());
@@ -97,7 +98,7 @@ pub(super) fn consume(
                                 secondary = report.mirror,
                                 operation = report.operation,
                                 command = report.command,
-                                reason = report.problem,
+                                reason = problem,
                                 suppressed,
                                 "a secondary failed"
                             );
@@ -133,6 +134,15 @@ pub(super) fn consume(
                 }
             }
         })
+}
+
+/// An error reply of a server may quote what it was sent; its first word does not. The whole of it is in the
+/// divergence's record, as far as `redact` allows.
+fn without_values(problem: &str) -> &str {
+    match problem.strip_prefix(['-', '!']) {
+        Some(reply) => reply.split_whitespace().next().unwrap_or("an error"),
+        None => problem,
+    }
 }
 
 fn fingerprint(record: &DivergenceRecord) -> u64 {
@@ -219,6 +229,48 @@ pub(super) fn log_ledgers(registry: &Registry) {
             in_flight = ledger.in_flight(),
             balances = ledger.balances(),
             "final ledger"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Redact;
+
+    #[test]
+    fn tainted_keys_stand_in_the_journal_as_redact_says() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("journal");
+        let report = TaintReport {
+            source: "cache".into(),
+            mirror: "cache_new".into(),
+            all: false,
+            keys: vec![(3, b"canary:7".to_vec())],
+            core: 1,
+        };
+        for (redact, is_shown) in [
+            (Redact::Off, true),
+            (Redact::Values, true),
+            (Redact::Keys, false),
+        ] {
+            let mut journal = Journal::open(Some(&path)).expect("a journal");
+            journal.tainted(&report, &Redaction::new(redact));
+            let text = std::fs::read_to_string(&path).expect("its text");
+            assert_eq!(text.contains("canary:7"), is_shown, "{redact:?}: {text}");
+            assert!(text.contains("\"db\":3") && text.ends_with("}\n"), "{text}");
+            std::fs::remove_file(&path).expect("its end");
+        }
+    }
+
+    #[test]
+    fn what_a_server_quotes_in_its_error_is_not_logged() {
+        let quoted = "-ERR unknown command 'X', with args beginning with: 'canary'";
+        assert_eq!(without_values(quoted), "ERR");
+        assert_eq!(without_values("-"), "an error");
+        assert_eq!(
+            without_values("it closed the connection"),
+            "it closed the connection"
         );
     }
 }

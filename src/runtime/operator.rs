@@ -78,6 +78,50 @@ impl Operator {
         config.mirroring.iter().map(shortest).collect()
     }
 
+    /// Mirrors and secondaries.
+    fn known_names(&self, config: &Config) -> Vec<String> {
+        let mut names = self.known_mirrors(config);
+        let secondary = |dual: &DualWrite| ends(config, dual).1.to_owned();
+        names.extend(config.dual_write.iter().map(secondary));
+        names
+    }
+
+    /// The dual write that a mirror's name stands for.
+    fn dual_of(&self, config: &Config, mirror: &str) -> Option<usize> {
+        let (from, to) = self.registry.resolve_mirror(mirror)?;
+        let is_it = |dual: &DualWrite| ends(config, dual) == (from.as_str(), to.as_str());
+        config.dual_write.iter().position(is_it)
+    }
+
+    /// Changes the dual write whose secondary has this name, on every core. `None`: there is none of this name.
+    fn change_dual<T>(
+        &self,
+        mirror: &str,
+        change: impl FnOnce(&mut DualWrite) -> T,
+    ) -> Result<Option<T>, CommandError> {
+        let _one_at_a_time = self.lock();
+        let mut config = Config::clone(&self.config.load());
+        let Some(index) = self.dual_of(&config, mirror) else {
+            return Ok(None);
+        };
+        let result = change(&mut config.dual_write[index]);
+        self.put_in_force(config)?;
+        Ok(Some(result))
+    }
+
+    /// Refuses what a dual write cannot do: its secondary gets every write, in order, or it is none.
+    fn refuse_dual(&self, mirror: &str, what: &str) -> Result<(), CommandError> {
+        let config = self.config.load();
+        let Some(index) = self.dual_of(&config, mirror) else {
+            return Ok(());
+        };
+        let (primary, _) = ends(&config, &config.dual_write[index]);
+        Err(CommandError::Conflict(format!(
+            "{mirror:?} is the secondary of a dual write and cannot be {what}: it gets every write; the mode \
+             primary-only of {primary:?} stops it"
+        )))
+    }
+
     /// Changes the entry of one mirror in the config in force, then what the cores read.
     fn change_mirror<T>(
         &self,
@@ -94,7 +138,7 @@ impl Operator {
             return Err(CommandError::Unknown {
                 what: "mirror",
                 name: mirror.to_owned(),
-                known: self.known_mirrors(&config),
+                known: self.known_names(&config),
             });
         };
         let settings = self.registry.mirror_settings(&source, &destination);
@@ -142,6 +186,7 @@ impl Operator {
     }
 
     fn set_paused(&self, mirror: &str, paused: bool) -> Result<Value, CommandError> {
+        self.refuse_dual(mirror, "paused")?;
         let before = self.change_mirror(mirror, |_, settings| {
             let before = settings.paused();
             settings.set_paused(paused);
@@ -154,6 +199,12 @@ impl Operator {
 fn names<'a>(config: &'a Config, mirroring: &Mirroring) -> (&'a str, &'a str) {
     let name = |index: usize| config.databases[index].name.as_str();
     (name(mirroring.source), name(mirroring.destination))
+}
+
+/// Primary and secondary.
+fn ends<'a>(config: &'a Config, dual: &DualWrite) -> (&'a str, &'a str) {
+    let name = |index: usize| config.databases[index].name.as_str();
+    (name(dual.primary), name(dual.secondary))
 }
 
 /// Writes what the config says about the mirrors to where all cores read it. Only the control thread writes there, so a
@@ -172,6 +223,13 @@ pub(super) fn publish_settings(registry: &Registry, old: &Config, new: &Config) 
         let bytes = new.general.mirror_queue_bytes as u64;
         settings.set_queue_bounds(mirroring.queue_length as u64, bytes);
     }
+    for dual in &new.dual_write {
+        let (primary, secondary) = ends(new, dual);
+        let settings = registry.mirror_settings(primary, secondary);
+        settings.set_secondary(true);
+        settings.set_exposure(dual.exposure);
+        settings.set_queue_bounds(dual.queue_length as u64, dual.queue_bytes as u64);
+    }
 }
 
 impl Commands for Operator {
@@ -185,6 +243,15 @@ impl Commands for Operator {
 
     fn mirrors(&self) -> Result<Vec<String>, CommandError> {
         Ok(self.known_mirrors(&self.config.load()))
+    }
+
+    fn secondaries(&self) -> Result<Vec<String>, CommandError> {
+        let config = self.config.load();
+        let name = |dual: &DualWrite| {
+            let (primary, secondary) = ends(&config, dual);
+            format!("{primary}:{secondary}")
+        };
+        Ok(config.dual_write.iter().map(name).collect())
     }
 
     fn clients(&self) -> Result<Value, CommandError> {
@@ -226,16 +293,21 @@ impl Commands for Operator {
                     source.reconnects,
                 )
             });
-            let as_mirror: Vec<_> = config
+            let as_mirror = config
                 .mirroring
                 .iter()
                 .filter(|m| m.destination == index)
-                .collect();
-            if as_mirror.is_empty() || source.is_some_and(|source| source.requests > 0) {
+                .map(|m| ("mirror", names(&config, m)));
+            let as_secondary = config
+                .dual_write
+                .iter()
+                .filter(|dual| dual.secondary == index)
+                .map(|dual| ("secondary", ends(&config, dual)));
+            let follows: Vec<_> = as_mirror.chain(as_secondary).collect();
+            if follows.is_empty() || source.is_some_and(|source| source.requests > 0) {
                 servers.push(shown("primary", "", counts));
             }
-            for mirroring in as_mirror {
-                let (from, to) = names(&config, mirroring);
+            for (role, (from, to)) in follows {
                 let total = mirrors
                     .iter()
                     .find(|m| m.source == from && m.destination == to);
@@ -246,13 +318,19 @@ impl Commands for Operator {
                         total.reconnects,
                     )
                 });
-                servers.push(shown("mirror", from, counts));
+                servers.push(shown(role, from, counts));
             }
         }
         Ok(json!({ "servers": servers }))
     }
 
     fn set_exposure(&self, mirror: &str, exposure: f64) -> Result<Value, CommandError> {
+        let of_dual = self.change_dual(mirror, |dual| {
+            std::mem::replace(&mut dual.exposure, exposure)
+        })?;
+        if let Some(before) = of_dual {
+            return Ok(json!({ "mirror": mirror, "before": before, "exposure": exposure }));
+        }
         let before = self.change_mirror(mirror, |mirroring, settings| {
             let before = settings.exposure();
             mirroring.exposure = exposure;
@@ -263,6 +341,12 @@ impl Commands for Operator {
     }
 
     fn set_queue(&self, mirror: &str, units: u64) -> Result<Value, CommandError> {
+        let of_dual = self.change_dual(mirror, |dual| {
+            std::mem::replace(&mut dual.queue_length, units as usize)
+        })?;
+        if let Some(before) = of_dual {
+            return Ok(json!({ "mirror": mirror, "before": before, "queue_length": units }));
+        }
         let before = self.change_mirror(mirror, |mirroring, settings| {
             let (before, bytes) = settings.queue_bounds();
             mirroring.queue_length = units as usize;
@@ -281,6 +365,7 @@ impl Commands for Operator {
     }
 
     fn reconnect(&self, mirror: &str) -> Result<Value, CommandError> {
+        self.refuse_dual(mirror, "reconnected")?;
         self.change_mirror(mirror, |_, _| ())?;
         let (source, destination) = self.registry.resolve_mirror(mirror).unwrap_or_default();
         self.tell_all(|| CoreMessage::Reconnect {

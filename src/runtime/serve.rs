@@ -17,7 +17,7 @@ use super::{CoreMessage, CoreSender, Cores, StartError, events};
 use crate::config::Config;
 use crate::control::divergences::{DivergenceStore, Redaction};
 use crate::control::sentry::SentryReporter;
-use crate::control::{ControlState, Operation, Who, admin_sql, http};
+use crate::control::{ControlState, Operation, Who, admin_sql, http, log_limit};
 use crate::limits::ADMIN_REQUESTS_MAX;
 use crate::metrics::Registry;
 use crate::proxy::postgres::AdminRequest;
@@ -185,6 +185,10 @@ async fn serve(
             },
             _ = health.tick() => {
                 state.note_time();
+                match log_limit::take_suppressed() {
+                    0 => {}
+                    lines => tracing::warn!(lines, "log lines were left out: too many a second of a kind"),
+                }
                 if cores.any_ended() {
                     return Err(ServeError::CoreEnded);
                 }

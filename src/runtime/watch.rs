@@ -19,7 +19,7 @@ const SETTLE: Duration = Duration::from_millis(300);
 pub(super) struct Watch {
     _watcher: RecommendedWatcher,
     changes: mpsc::Receiver<()>,
-    files: ConfigFiles,
+    files: Vec<PathBuf>,
     seen: Vec<u64>,
 }
 
@@ -35,7 +35,8 @@ impl Watch {
         };
         let mut watcher = notify::recommended_watcher(on_event).map_err(io::Error::other)?;
         let mut folders: Vec<PathBuf> = Vec::new();
-        for file in [&files.config, &files.users].into_iter().flatten() {
+        let files = watched(files);
+        for file in &files {
             let folder = match file.parent() {
                 Some(folder) if !folder.as_os_str().is_empty() => folder,
                 _ => Path::new("."),
@@ -52,8 +53,8 @@ impl Watch {
         Ok(Watch {
             _watcher: watcher,
             changes,
-            seen: digests(files),
-            files: files.clone(),
+            seen: digests(&files),
+            files,
         })
     }
 
@@ -77,11 +78,14 @@ impl Watch {
 
 /// What the files hold now. A reload puts the file in force and undoes what was set by hand since: a file that was
 /// only touched, or another one in the folder, is no reason for that.
-fn digests(files: &ConfigFiles) -> Vec<u64> {
+fn digests(files: &[PathBuf]) -> Vec<u64> {
     let read = |file: &PathBuf| std::fs::read(file).map_or(0, |bytes| xxh3_64(&bytes));
-    [&files.config, &files.users]
-        .into_iter()
-        .flatten()
-        .map(read)
-        .collect()
+    files.iter().map(read).collect()
+}
+
+/// The files that a reload reads: a `users.toml` beside the config is one, even if it is not there yet.
+fn watched(files: &ConfigFiles) -> Vec<PathBuf> {
+    let config = files.config.iter().cloned();
+    let beside = || Some(files.config.as_ref()?.with_file_name("users.toml"));
+    config.chain(files.users.clone().or_else(beside)).collect()
 }

@@ -35,6 +35,8 @@ pub struct ProxyOptions {
     pub envs: Vec<(String, String)>,
     /// Lines of `[general]` and of `[ring]`: with any, the proxy runs from a config file.
     pub config: [Vec<String>; 2],
+    /// What follows in the config file; with anything, the proxy runs from one.
+    pub sections: String,
     /// Where it listens.
     pub listen: IpAddr,
 }
@@ -49,6 +51,7 @@ impl ProxyOptions {
             extra: Vec::new(),
             envs: Vec::new(),
             config: Default::default(),
+            sections: String::new(),
             listen: Ipv4Addr::LOCALHOST.into(),
         }
     }
@@ -64,6 +67,13 @@ impl ProxyOptions {
     #[must_use]
     pub fn ring(mut self, line: &str) -> ProxyOptions {
         self.config[1].push(line.to_owned());
+        self
+    }
+
+    /// With more sections at the end of a config file.
+    #[must_use]
+    pub fn section(mut self, text: &str) -> ProxyOptions {
+        self.sections += text;
         self
     }
 
@@ -118,6 +128,7 @@ impl ProxyOptions {
                 "[[mirroring]]\nsource_db = \"primary\"\ndestination_db = \"mirror{number}\"\n"
             );
         }
+        text += &self.sections;
         text
     }
 
@@ -157,7 +168,7 @@ impl ProxyProcess {
         let control = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let mut command = Command::new(binary);
         let mut folder = None;
-        if options.config.iter().any(|lines| !lines.is_empty()) {
+        if !options.sections.is_empty() || options.config.iter().any(|lines| !lines.is_empty()) {
             let made = tempfile::Builder::new().prefix("parhelion-").tempdir()?;
             let file = made.path().join("parhelion.toml");
             std::fs::write(&file, options.config_file(address, control))?;

@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test file uses a part of this")]
 #![allow(clippy::unwrap_used, reason = "support of tests")]
 
+pub mod chromium;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,6 +55,9 @@ impl Commands for Recorder {
     }
     fn mirrors(&self) -> Result<Vec<String>, CommandError> {
         Ok(vec!["next".into()])
+    }
+    fn secondaries(&self) -> Result<Vec<String>, CommandError> {
+        Ok(Vec::new())
     }
     fn clients(&self) -> Result<Value, CommandError> {
         self.note("clients".into())

@@ -6,15 +6,18 @@ use std::collections::HashMap;
 use fastrand::Rng;
 use parhelion::mirror::unit::Class;
 use parhelion::protocol::postgres::framer::MessageFramer;
-use parhelion::protocol::postgres::tracker::{self as pg, ClientEvent, TxStatus};
+use parhelion::protocol::postgres::tracker::{self as pg, ClientEvent, ServerEvent, TxStatus};
 use parhelion::protocol::resp::tracker::{Paired, ReplyHead, Tracker, UnitEnd};
 use parhelion::protocol::resp::{Disposition, Request, RequestFramer};
 
+use super::Mistake;
 use super::source::{Drawn, Piece, Seen, UnitSource};
 
 /// Redis: single commands and transactions.
 #[derive(Default)]
 pub struct Resp {
+    /// A planted mistake: now and then the primary's reply is taken twice.
+    doubled: bool,
     sessions: HashMap<u64, (RequestFramer, Tracker<()>)>,
 }
 
@@ -69,10 +72,14 @@ fn reads<'a>(rng: &mut Rng, script: &'a [u8]) -> Vec<&'a [u8]> {
 }
 
 impl UnitSource for Resp {
+    fn plant(&mut self, mistake: Mistake) {
+        self.doubled = mistake == Mistake::DoubleReply;
+    }
+
     fn draw(&mut self, rng: &mut Rng, client: u64, seq: u64) -> Drawn {
         let set = command(&[b"SET", name(client, seq).as_bytes(), &value(rng)]);
         let extra = rng.usize(0..3);
-        let (commands, replies) = if rng.bool() {
+        let (commands, mut replies) = if rng.bool() {
             (vec![set], vec![b"+OK\r\n".to_vec()])
         } else {
             let mut commands = vec![command(&[b"MULTI"]), set];
@@ -111,6 +118,9 @@ impl UnitSource for Resp {
                 _ => said == Disposition::TxnMember,
             };
             assert!(right, "the core says {said:?}");
+        }
+        if self.doubled && rng.u8(0..8) == 0 {
+            replies.push(replies[0].clone());
         }
         for (number, reply) in replies.iter().enumerate() {
             let Paired::Reply { end, .. } = tracker.reply(ReplyHead::whole(reply)) else {
@@ -167,6 +177,7 @@ impl UnitSource for Resp {
 /// Postgres: single statements and transactions of simple queries.
 #[derive(Default)]
 pub struct Postgres {
+    doubled: bool,
     sessions: HashMap<u64, pg::Tracker>,
 }
 
@@ -182,6 +193,10 @@ fn message(tag: u8, body: &[u8]) -> Vec<u8> {
 }
 
 impl UnitSource for Postgres {
+    fn plant(&mut self, mistake: Mistake) {
+        self.doubled = mistake == Mistake::DoubleReply;
+    }
+
     fn draw(&mut self, rng: &mut Rng, client: u64, seq: u64) -> Drawn {
         let padding = String::from_utf8(value(rng)).expect("letters");
         let insert = format!(
@@ -222,9 +237,16 @@ impl UnitSource for Postgres {
                 message(b'Z', &[*status]),
             ]
             .concat();
+            let times = 1 + usize::from(self.doubled && rng.u8(0..8) == 0);
+            let answer = answer.repeat(times);
+            let mut cycles = 0;
             for read in reads(rng, &answer) {
-                tracker.server(read, &mut |_| {}).expect("a sound answer");
+                let done = tracker.server(read, &mut |event| {
+                    cycles += usize::from(matches!(event, ServerEvent::CycleDone(_)));
+                });
+                done.expect("a sound answer");
             }
+            assert_eq!(cycles, 1, "one query, one answer");
             let last = number + 1 == steps.len();
             assert_eq!(tracker.idle(), last, "the unit ends with its transaction");
             assert_eq!(tracker.status() == TxStatus::Idle, last);

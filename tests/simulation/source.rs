@@ -6,6 +6,8 @@ use std::rc::Rc;
 use fastrand::Rng;
 use parhelion::mirror::unit::Class;
 
+use super::Mistake;
+
 pub type Slice = Rc<[u8]>;
 
 /// A stretch of a unit, as a session would push it.
@@ -32,6 +34,9 @@ pub enum Seen {
 }
 
 pub trait UnitSource {
+    /// Makes this mistake from now on, if it is one of sessions.
+    fn plant(&mut self, _mistake: Mistake) {}
+
     /// Unit number `seq` of `client`.
     fn draw(&mut self, rng: &mut Rng, client: u64, seq: u64) -> Drawn;
 

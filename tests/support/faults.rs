@@ -106,6 +106,72 @@ pub fn resident(pid: u32) -> u64 {
     pages * 4096
 }
 
+/// The most memory that a process has had resident since [`forget_peak`], in bytes.
+pub fn peak(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1));
+    kib.unwrap().parse::<u64>().unwrap() * 1024
+}
+
+/// Lets [`peak`] begin again.
+pub fn forget_peak(pid: u32) {
+    std::fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
+}
+
+/// What calls took, shortest first.
+pub struct Latencies(Vec<Duration>);
+
+impl Latencies {
+    /// Of so many calls.
+    pub fn of(calls: usize, call: impl FnMut()) -> Latencies {
+        let mut left = calls;
+        let more = move || left.checked_sub(1).map(|fewer| left = fewer).is_some();
+        Latencies::while_(more, call)
+    }
+
+    /// Of the calls that are made as long as `more` says so.
+    pub fn while_(mut more: impl FnMut() -> bool, mut call: impl FnMut()) -> Latencies {
+        let mut all = Vec::new();
+        while more() {
+            let began = Instant::now();
+            call();
+            all.push(began.elapsed());
+        }
+        all.sort_unstable();
+        Latencies(all)
+    }
+
+    /// So many of a hundred took no longer.
+    pub fn percentile(&self, percent: usize) -> Duration {
+        let last = self.0.len().saturating_sub(1);
+        self.0
+            .get(last * percent / 100)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// Whether a disturbance shows beyond what a machine that does other things too makes of a p99: three times, and three
+    /// milliseconds. The bounds of the specification are those of a quiet machine; what was measured there is in RELIABILITY.md.
+    pub fn is_worse_than(&self, before: &Latencies) -> bool {
+        self.percentile(99) > before.percentile(99) * 3 + Duration::from_millis(3)
+    }
+
+    /// Both for a line of output.
+    pub fn against(&self, name: &str, before: &Latencies) -> String {
+        let [now, then] = [self, before].map(|all| (all.percentile(50), all.percentile(99)));
+        format!(
+            "{name}: p50 {:?}, p99 {:?}; before {:?}, {:?}",
+            now.0, now.1, then.0, then.1
+        )
+    }
+
+    /// How many calls there were.
+    pub fn calls(&self) -> usize {
+        self.0.len()
+    }
+}
+
 /// Open descriptors of a process.
 pub fn open_fds(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd"))
@@ -132,6 +198,11 @@ pub struct Load {
 impl Load {
     /// Starts `clients` of them. Client *n* counts in `a:n` and `b:n`.
     pub fn start(address: SocketAddr, clients: usize, padding: usize) -> Load {
+        Load::paced(address, clients, padding, Duration::ZERO)
+    }
+
+    /// The same, and each client rests so long between two transactions.
+    pub fn paced(address: SocketAddr, clients: usize, padding: usize, rest: Duration) -> Load {
         let (stop, done) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let slowest_ns = Arc::<AtomicU64>::default();
         let threads = (0..clients).map(|number| {
@@ -151,6 +222,7 @@ impl Load {
                     }
                     slowest.fetch_max(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
                     done.fetch_add(1, Ordering::Relaxed);
+                    std::thread::sleep(rest);
                 }
                 Ok(())
             })

@@ -3,10 +3,12 @@
 // Each test binary uses its own part of this.
 #![allow(dead_code)]
 
+pub mod dual;
 pub mod faults;
 pub mod pg;
 pub mod pg_front;
 pub mod pg_pair;
+pub mod plot;
 pub mod proxy;
 pub mod redis_corpus;
 pub mod resp;

@@ -50,12 +50,13 @@ pub fn visit(unit: &[u8], db: u32, mut visit: impl FnMut(u32, &[u8])) -> Scope {
     scope
 }
 
+/// An argument as a number: of a database, for instance.
+pub fn number(request: &Request<'_>, at: usize) -> Option<u32> {
+    std::str::from_utf8(request.arg(at)?).ok()?.parse().ok()
+}
+
 fn visit_one(request: &Request<'_>, db: &mut u32, visit: &mut impl FnMut(u32, &[u8])) -> Scope {
-    let number = |at| {
-        request
-            .arg(at)
-            .and_then(|arg| std::str::from_utf8(arg).ok()?.parse::<u32>().ok())
-    };
+    let number = |at| number(request, at);
     let Some(command) = lookup_request(request) else {
         // A module's command: its first argument is its key nearly always, and nothing better is known.
         if let Some(key) = request.arg(1) {

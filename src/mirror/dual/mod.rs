@@ -8,6 +8,7 @@
 //! The fence of a shadow read is its place in the queue: it goes to the secondary behind every write that the primary
 //! answered before it, and in front of every later one, so both read the same state.
 
+pub mod expiries;
 pub mod keys;
 pub mod order;
 pub mod pubsub;

@@ -14,6 +14,7 @@ use super::taint::{HashIsHash, TaintSet};
 use crate::limits::{DUAL_KEPT_BYTES, DUAL_SPARE_ITEMS_MAX};
 use crate::mirror::ledger::{DropReason, Fate, Ledger};
 use crate::mirror::unit::ClientId;
+use crate::protocol::resp::Command;
 use crate::protocol::resp::effects::Expected;
 
 /// What an item is.
@@ -38,6 +39,11 @@ impl Kind {
     /// Whether losing it loses data.
     pub fn writes(self) -> bool {
         matches!(self, Kind::Write | Kind::Script | Kind::Repair(_))
+    }
+
+    /// A write of a client, not one of ours.
+    pub fn is_clients_write(self) -> bool {
+        matches!(self, Kind::Write | Kind::Script)
     }
 
     /// Whether the ledger knows it: what a client sent, not what we add.
@@ -73,6 +79,12 @@ pub struct Item {
     pub latency_ns: u64,
     /// When the primary's reply arrived.
     pub answered_ns: u64,
+    /// When a key of it ends, if the primary may have executed it before that: milliseconds since 1970.
+    pub ends_ms: Option<u64>,
+    /// The command; of a transaction its MULTI. `None`: the table does not know it.
+    pub command: Option<&'static Command>,
+    /// Its place among other writes is not sure enough for a reply that differs to prove anything.
+    pub raced: bool,
 }
 
 impl Item {
@@ -324,6 +336,11 @@ impl DualQueue {
     /// Items on their way.
     pub fn in_flight(&self) -> usize {
         self.flying.len()
+    }
+
+    /// The items on their way.
+    pub fn flying(&self) -> impl Iterator<Item = &Item> {
+        self.flying.iter().map(|flight| &*flight.item)
     }
 
     /// Nothing waits and nothing is on its way.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::tracker::{Ending, StatementOutcome, TxStatus};
@@ -14,6 +15,8 @@ pub const STATEMENTS_HELD_MAX: usize = 1024;
 #[derive(Debug, Clone, Default)]
 pub struct UnitOutcome {
     statements: Vec<StatementOutcome>,
+    /// When they ended, as far as [`UnitOutcome::stamp`] was called.
+    ended_ns: SmallVec<[u64; 2]>,
     /// Statements that were counted and hashed but not held.
     more: u64,
     more_status: u64,
@@ -43,6 +46,24 @@ impl UnitOutcome {
         let fold = |hash: u64, next: u64| hash.rotate_left(5).wrapping_add(next);
         self.more_status = fold(self.more_status, xxh3_64(ending));
         self.more_rows = fold(self.more_rows, xxh3_64(&rows).wrapping_add(digest));
+    }
+
+    /// What was pushed since the last call ended at `now_ns`.
+    pub fn stamp(&mut self, now_ns: u64) {
+        self.ended_ns.resize(self.statements.len(), now_ns);
+    }
+
+    /// Adds everything of a later part.
+    pub fn append(&mut self, more: &UnitOutcome) {
+        for (at, statement) in more.statements.iter().enumerate() {
+            self.push(statement);
+            self.stamp(more.ended_ns.get(at).copied().unwrap_or(0));
+        }
+    }
+
+    /// When the held statements ended; empty if nobody noted it.
+    pub fn ended_ns(&self) -> &[u64] {
+        &self.ended_ns
     }
 
     /// The statements that are held.
@@ -173,6 +194,27 @@ pub fn compare(
         }),
         None => Ok(()),
     }
+}
+
+/// Every statement that differs, ascending; behind the last of the shorter outcome, the rest as one.
+pub fn differing(
+    primary: &UnitOutcome,
+    mirror: &UnitOutcome,
+    mode: Mode,
+    ordered: bool,
+) -> SmallVec<[usize; 4]> {
+    let pairs = primary.statements.iter().zip(&mirror.statements);
+    let differs = |(at, (ours, theirs)): (usize, (_, _))| {
+        let same = compare_statement(at, ours, theirs, mode, ordered).is_ok();
+        (!same).then_some(at)
+    };
+    let mut found: SmallVec<[usize; 4]> = pairs.enumerate().filter_map(differs).collect();
+    let held = primary.statements.len().min(mirror.statements.len());
+    let tails = |outcome: &UnitOutcome| (outcome.len(), outcome.more_status, outcome.more_rows);
+    if tails(primary) != tails(mirror) {
+        found.push(held);
+    }
+    found
 }
 
 fn compare_statement(

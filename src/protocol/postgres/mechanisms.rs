@@ -77,6 +77,29 @@ impl MechanismFilter {
     }
 }
 
+/// Longest first answer to a SASL question that is looked at; libpq's is under 100 bytes.
+const ANSWER_LEN_MAX: usize = 4096;
+
+/// Whether the client's SASLInitialResponse says that it knows channel binding and takes the server for one that does
+/// not (`y`, RFC 5802 section 6): a server that does would refuse it. `None`: more bytes are needed.
+pub fn believes_binding_impossible(input: &[u8]) -> Option<bool> {
+    let Some(([tag, len @ ..], body)) = input.split_first_chunk::<5>() else {
+        return input
+            .first()
+            .is_some_and(|tag| *tag != b'p')
+            .then_some(false);
+    };
+    let len = u32::from_be_bytes(*len) as usize;
+    if *tag != b'p' || !(4..=ANSWER_LEN_MAX).contains(&len) {
+        return Some(false);
+    }
+    let body = body.get(..len - 4)?;
+    let name = body.iter().position(|byte| *byte == 0);
+    // Behind the mechanism's name stands the length of what SCRAM says.
+    let said = name.and_then(|end| body.get(end + 5..)).unwrap_or_default();
+    Some(said.starts_with(b"y,"))
+}
+
 /// The list without channel binding; `None` where it is as it should be, or nothing would be left of it.
 fn without_plus(list: &[u8]) -> Option<Vec<u8>> {
     let names = || {
@@ -151,6 +174,32 @@ mod tests {
             let (out, _, took) = filtered(&input);
             assert_eq!(out, input);
             assert!(!took);
+        }
+    }
+
+    #[test]
+    fn a_client_that_misses_channel_binding_is_told_by_its_first_answer() {
+        let answer = |said: &[u8]| {
+            let len = (said.len() as u32).to_be_bytes();
+            message(b'p', &[b"SCRAM-SHA-256\0", &len[..], said].concat())
+        };
+        let misses = answer(b"y,,n=,r=abc");
+        for cut in 0..misses.len() {
+            assert_eq!(believes_binding_impossible(&misses[..cut]), None, "{cut}");
+        }
+        assert_eq!(believes_binding_impossible(&misses), Some(true));
+        for other in [
+            answer(b"n,,n=,r=abc"),
+            answer(b"p=tls-server-end-point,,n=,r=abc"),
+            answer(b""),
+            message(b'p', b"secret\0"),
+            message(b'p', b""),
+            message(b'X', b""),
+            b"p\0\0\0\x01".to_vec(),
+            b"p\x7f\xff\xff\xff".to_vec(),
+        ] {
+            let said = believes_binding_impossible(&[&other[..], b"\0"].concat());
+            assert_eq!(said, Some(false), "{}", other.escape_ascii());
         }
     }
 

@@ -12,6 +12,8 @@ pub mod lexer;
 pub mod login;
 pub mod mechanisms;
 pub mod pinning;
+pub mod pipelined;
+pub mod queries;
 pub mod rename;
 pub mod replay;
 pub mod session;

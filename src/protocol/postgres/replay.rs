@@ -91,6 +91,11 @@ impl Replay {
         self.settle(out)
     }
 
+    /// The statements whose ends were read since the last call ended at `now_ns`.
+    pub fn stamp(&mut self, now_ns: u64) {
+        self.outcome.stamp(now_ns);
+    }
+
     fn settle(&mut self, out: &mut Vec<u8>) -> Result<ReplayProgress, ReplayError> {
         if !self.sent_all {
             return Ok(ReplayProgress::Reading);

@@ -389,11 +389,16 @@ impl SessionState {
 
     /// The statements of [`diff`](Self::diff) were run: this connection is now as `want`.
     pub fn adopt(&mut self, want: &Self) {
-        self.values.settings.clone_from(&want.values.settings);
-        self.values.listens.clone_from(&want.values.listens);
-        self.values.prepared.clone_from(&want.values.prepared);
-        for (name, value) in &want.values.reported {
-            if let Some(have) = self.values.reported.get_mut(name) {
+        let (have, want) = (&mut self.values, &want.values);
+        // Mostly nothing has changed, and then nothing is allocated.
+        if have == want {
+            return;
+        }
+        have.settings.clone_from(&want.settings);
+        have.listens.clone_from(&want.listens);
+        have.prepared.clone_from(&want.prepared);
+        for (name, value) in &want.reported {
+            if let Some(have) = have.reported.get_mut(name) {
                 have.clone_from(value);
             }
         }

@@ -265,6 +265,11 @@ pub struct Rewritten<'a> {
 }
 
 impl Rewritten<'_> {
+    /// The unit leaves the connection's statements as they are: nothing is prepared before it or in it.
+    pub fn changes_nothing(&self) -> bool {
+        self.prepare_first.is_empty() && self.prepared.is_empty() && self.evicted.is_empty()
+    }
+
     /// Where the first message at or behind `offset` of the unit begins in `bytes`; their end if there is none.
     pub fn offset(&self, offset: usize) -> usize {
         let at = self

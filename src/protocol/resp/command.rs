@@ -54,7 +54,7 @@ pub enum Effect {
     SortedSetPop,
     /// BLMOVE, BRPOPLPUSH: the form that does not wait.
     NonBlockingMove,
-    /// XREADGROUP: not blocking, plus what fixes the group's cursor.
+    /// XREADGROUP: not blocking, plus an XCLAIM of what the consumer got.
     GroupRead,
     /// XCLAIM, XAUTOCLAIM: the claimed IDs by name.
     StreamClaim,

@@ -37,6 +37,8 @@ pub enum Expected {
     Same,
     /// This number.
     Integer(i64),
+    /// So many elements.
+    Elements(i64),
     /// Anything but an error or nil.
     Something,
     /// Anything but an error.
@@ -125,7 +127,7 @@ pub fn effects(
         Effect::ListPop => pops::list(request, reply, out),
         Effect::SortedSetPop => pops::sorted_set(request, reply, out),
         Effect::NonBlockingMove => pops::moved(request, reply, out),
-        Effect::GroupRead => streams::group_read(request, reply, out),
+        Effect::GroupRead => streams::group_read(request, reply, now_unix_ms, out),
         Effect::StreamClaim => streams::claimed(request, reply, now_unix_ms, out),
     }
 }

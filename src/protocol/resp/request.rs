@@ -41,9 +41,9 @@ impl<'a> Request<'a> {
 
     /// Reads the first bytes of a command that is too large to lie in memory: the arguments that are whole in `bytes`.
     pub fn parse_prefix(bytes: &'a [u8]) -> Self {
-        let (args, _) = match bytes.first() {
-            Some(b'*') => whole_args(bytes),
-            _ => (SmallVec::new(), 0),
+        let args = match bytes.first() {
+            Some(b'*') => whole_args(bytes).0,
+            _ => SmallVec::new(),
         };
         Self {
             text: Cow::Borrowed(bytes),
@@ -99,17 +99,17 @@ impl<'a> Request<'a> {
 }
 
 fn parse_multibulk(bytes: &[u8]) -> Option<SmallVec<[Range<u32>; ARGS_INLINE]>> {
-    let (count, _) = header(bytes, 0)?;
-    let (args, end) = whole_args(bytes);
+    let (args, end, count) = whole_args(bytes);
+    let count = count?;
     // A blank command has no arguments and no bytes behind its header.
     (args.len() as u64 == count && (count == 0 || end <= bytes.len())).then_some(args)
 }
 
-/// The arguments that lie whole in `bytes`, and where the last one ends.
-fn whole_args(bytes: &[u8]) -> (SmallVec<[Range<u32>; ARGS_INLINE]>, usize) {
+/// The arguments that lie whole in `bytes`, where the last one ends, and how many there are to be.
+fn whole_args(bytes: &[u8]) -> (SmallVec<[Range<u32>; ARGS_INLINE]>, usize, Option<u64>) {
     let mut args = SmallVec::new();
     let Some((count, mut pos)) = header(bytes, 0) else {
-        return (args, 0);
+        return (args, 0, None);
     };
     // Grows with the arguments that are there, not with the count that was claimed.
     while (args.len() as u64) < count
@@ -118,7 +118,7 @@ fn whole_args(bytes: &[u8]) -> (SmallVec<[Range<u32>; ARGS_INLINE]>, usize) {
         args.push(range);
         pos = next;
     }
-    (args, pos)
+    (args, pos, Some(count))
 }
 
 /// The argument whose header begins at `pos`, and where the next one begins.

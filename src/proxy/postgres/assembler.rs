@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use super::carried::Carried;
 use super::outcome::{Identity, PostgresOutcome, TEXT_MAX};
-use crate::limits::PACE_GRAIN_NS;
+use crate::limits::{PACE_GRAIN_NS, PIPELINE_PATIENCE_NS, PIPELINE_QUEUE_FACTOR};
 use crate::mirror::dispatch::MemoryBudget;
 use crate::mirror::ledger::DropReason;
 use crate::mirror::unit::{Class, ClientId, Draft, MirrorSet};
@@ -32,6 +32,10 @@ pub struct Assembler {
     /// Cycles that are not answered, oldest first.
     cycles: VecDeque<Cycle>,
     held: Held,
+    /// When the last unit ended.
+    ended_ns: u64,
+    /// When the last unit ended that the client had sent before it saw the answer to the one before; 0: none.
+    pipelined_ns: u64,
 }
 
 /// The memory of all unsealed bytes of one client, charged to the core's budget.
@@ -86,6 +90,8 @@ impl Assembler {
             unit: None,
             cycles: VecDeque::new(),
             held: Held { budget, bytes: 0 },
+            ended_ns: 0,
+            pipelined_ns: 0,
         }
     }
 
@@ -130,7 +136,7 @@ impl Assembler {
             // The client paused inside a cycle: behind a Flush, or between two pieces of a COPY.
             draft.begin_group(around.now_ns);
         }
-        append(around.ring, draft, bytes);
+        append(around.ring, draft, bytes, 0..bytes.len());
         let now_held = draft.held_bytes();
         let bytes_max = around.mirrors.bytes_max();
         if let Err(reason) = self.held.grow(&mut content.charged, now_held, bytes_max) {
@@ -202,6 +208,7 @@ impl Assembler {
         };
         if let Some(draft) = content.and_then(|content| content.draft.as_mut()) {
             draft.outcome.result.push(outcome);
+            draft.outcome.result.stamp(now_ns);
             draft.outcome.note_cancel(outcome, now_ns);
         }
     }
@@ -292,9 +299,18 @@ impl Assembler {
             return around.mirrors.refuse(exposed, content.class, reason);
         }
         self.held.release(&mut content.charged);
+        let before_ns = std::mem::replace(&mut self.ended_ns, around.now_ns);
         match content.draft {
             Some(mut draft) => {
                 draft.class = content.class;
+                draft.outcome.turn_ns = draft.began_ns.max(before_ns);
+                if before_ns > 0 && draft.began_ns <= before_ns {
+                    // Also if in one turn of the core: the answer has not left yet.
+                    self.pipelined_ns = around.now_ns;
+                }
+                // Who pipelined a moment ago still does: now and then the primary answers before the next unit is here.
+                draft.pipelined = self.pipelined_ns > 0
+                    && around.now_ns - self.pipelined_ns < PIPELINE_PATIENCE_NS;
                 around.mirrors.seal(draft, exposed, around.now_ns);
             }
             None => around.mirrors.leave_out(content.class),
@@ -330,7 +346,7 @@ impl Held {
         if held > bytes_max {
             return Err(DropReason::Oversize);
         }
-        if self.bytes + more > bytes_max {
+        if self.bytes + more > bytes_max.saturating_mul(PIPELINE_QUEUE_FACTOR) {
             // A deep pipeline: no unit of it is too large, all of them together are.
             return Err(DropReason::QueueFull);
         }
@@ -392,9 +408,7 @@ fn join(draft: &mut PgDraft, more: &mut PgDraft) {
         group.offset += offset;
         draft.groups.push(group);
     }
-    for statement in more.outcome.result.statements() {
-        draft.outcome.result.push(statement);
-    }
+    draft.outcome.result.append(&more.outcome.result);
     draft.outcome.join(&mut more.outcome);
 }
 

@@ -262,6 +262,8 @@ impl PgSession {
             shared.cancels.insert(*pid, key, &source.database);
         }
         source.metrics.active_clients.add(1);
+        // Such a session has its primary connection to itself.
+        source.metrics.connections_open.add(1);
         let session = Rc::new(PgSession {
             context: context.clone(),
             shared: shared.clone(),
@@ -517,6 +519,7 @@ impl Drop for PgSession {
         self.mirrors.detach(self.id);
         self.context.unregister(self.id);
         self.source.metrics.active_clients.sub(1);
+        self.source.metrics.connections_open.sub(1);
         if let Some((pid, key)) = self.cancel_key.get_mut().take() {
             self.shared.cancels.remove(pid, &key);
         }

@@ -1,10 +1,12 @@
 //! One connection of a mirror's pool: its login, what it has prepared and set, and the run of a unit on it.
 
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
 use futures_lite::future::or;
+use smallvec::SmallVec;
 
 use super::outcome::PostgresOutcome;
 use crate::config::{Database, Pace};
@@ -14,6 +16,7 @@ use crate::mirror::payload::Part;
 use crate::mirror::unit::{ClientId, Group, Unit};
 use crate::protocol::postgres::compare::{Mode, UnitOutcome, compare};
 use crate::protocol::postgres::login::{Login, LoginError, LoginParams, LoginProgress, Secret};
+use crate::protocol::postgres::pipelined::PipelineError;
 use crate::protocol::postgres::replay::{Replay, ReplayError, ReplayProgress};
 use crate::protocol::postgres::session::SessionState;
 use crate::protocol::postgres::startup::CancelRequest;
@@ -23,7 +26,7 @@ use crate::proxy::Context;
 use crate::ring::{Chunk, Socket};
 
 /// After a cancel at `mirror_timeout`: how long the mirror may take to say that it was cancelled.
-const CANCEL_GRACE: Duration = Duration::from_secs(2);
+pub(super) const CANCEL_GRACE: Duration = Duration::from_secs(2);
 
 type PgUnit = Unit<Chunk, PostgresOutcome>;
 
@@ -38,6 +41,8 @@ pub(super) enum Broken {
     Login(#[from] LoginError),
     #[error("{0}")]
     Replay(#[from] ReplayError),
+    #[error("{0}")]
+    Pipeline(#[from] PipelineError),
     #[error("the unit cannot be read: {0}")]
     Frame(#[from] crate::protocol::postgres::framer::FrameError),
     #[error("no answer within the mirror's timeout")]
@@ -55,8 +60,10 @@ pub(super) struct Ran {
     pub timed_out: bool,
     /// Errors of the statements that were to bring the session to where the client's was.
     pub session_errors: Vec<Sqlstate>,
-    /// When its first byte was sent.
+    /// When its first byte was sent, or when the unit before it in a pipeline was answered.
     pub started_ns: u64,
+    /// When its message groups were sent.
+    pub sent_ns: SmallVec<[u64; 2]>,
 }
 
 /// A logged-in, idle connection.
@@ -65,14 +72,19 @@ pub(super) struct Connection {
     state: SessionState,
     /// The session right behind the login, to which a reset returns.
     fresh: SessionState,
+    /// What `state` was taken from, or found equal to.
+    adopted: Option<Rc<SessionState>>,
     /// What the session is like now is not known for certain.
     doubtful: bool,
     /// The client whose unit left something behind that another client's units must not meet.
     traces_of: Option<ClientId>,
     /// When what runs now is to be cancelled, as it was on the primary.
     cancel_at_ns: Option<u64>,
-    session_errors: Vec<Sqlstate>,
-    statements: ConnStatements,
+    /// Of the statements that brought the session to where the client's was; reported with the unit.
+    pub(super) session_errors: Vec<Sqlstate>,
+    /// When the groups of the unit under way were sent.
+    sent_ns: SmallVec<[u64; 2]>,
+    pub(super) statements: ConnStatements,
     cancel: Option<CancelRequest>,
     /// For cancel requests.
     database: Box<Database>,
@@ -112,10 +124,12 @@ impl Connection {
             socket,
             state: fresh.clone(),
             fresh,
+            adopted: None,
             doubtful: false,
             traces_of: None,
             cancel_at_ns: None,
             session_errors: Vec::new(),
+            sent_ns: SmallVec::new(),
             statements: ConnStatements::default(),
             cancel: session.backend_key.map(|key| CancelRequest {
                 pid: key.pid,
@@ -139,16 +153,8 @@ impl Connection {
         unit: &PgUnit,
         replaying: Replaying,
     ) -> Result<Ran, Broken> {
-        self.dirty = false;
-        self.cancel_at_ns = None;
-        self.session_errors.clear();
-        let length = Duration::from_nanos(unit.sealed_ns.saturating_sub(unit.began_ns));
-        let limit = context.config.borrow().general.mirror_timeout + length;
-        context
-            .ring
-            .timeout(limit, self.adopt(context, unit, replaying.keeps_session))
-            .await
-            .map_err(|_| Broken::Stuck)??;
+        let limit = Self::limit(context, unit);
+        self.prepare(context, unit, replaying.keeps_session).await?;
         let started_ns = context.ring.now_ns();
         let mut replay = Replay::new(replaying.digest);
         let played = context
@@ -162,8 +168,8 @@ impl Connection {
             }
             Err(_) => {
                 self.cancel_at_ns = None;
-                self.cancel(context).await;
-                let rest = self.read_rest(context, &mut replay);
+                Box::pin(self.cancel(context)).await;
+                let rest = Box::pin(self.read_rest(context, &mut replay));
                 context
                     .ring
                     .timeout(CANCEL_GRACE, rest)
@@ -179,7 +185,34 @@ impl Connection {
             timed_out,
             session_errors: std::mem::take(&mut self.session_errors),
             started_ns,
+            sent_ns: std::mem::take(&mut self.sent_ns),
         })
+    }
+
+    /// How long the mirror may take for a unit.
+    pub(super) fn limit(context: &Context, unit: &PgUnit) -> Duration {
+        let length = Duration::from_nanos(unit.sealed_ns.saturating_sub(unit.began_ns));
+        context.config.borrow().general.mirror_timeout + length
+    }
+
+    /// Brings the session to where the client's was when the unit began.
+    pub(super) async fn prepare(
+        &mut self,
+        context: &Context,
+        unit: &PgUnit,
+        keeps_session: bool,
+    ) -> Result<(), Broken> {
+        self.dirty = false;
+        self.cancel_at_ns = None;
+        self.sent_ns.clear();
+        if self.is_as_wanted(unit) {
+            return Ok(());
+        }
+        let limit = Self::limit(context, unit);
+        // Rare: not a part of every unit's future.
+        let adopted = Box::pin(self.adopt(context, unit, keeps_session));
+        let adopted = context.ring.timeout(limit, adopted).await;
+        adopted.map_err(|_| Broken::Stuck)?
     }
 
     /// What the session is like behind a unit.
@@ -191,10 +224,24 @@ impl Connection {
             // Whether the session changed here too is not known.
             self.doubtful = true;
         }
-        self.state.adopt(&outcome.after);
+        if !self.has_adopted(&outcome.after) {
+            self.state.adopt(&outcome.after);
+            self.adopted = Some(outcome.after.clone());
+        }
         if outcome.traces {
             self.traces_of = Some(unit.client);
         }
+    }
+
+    /// Whether the session is where the client's was, as far as that can be told without a look at the values.
+    fn is_as_wanted(&self, unit: &PgUnit) -> bool {
+        let foreign = self.traces_of.is_some_and(|client| client != unit.client);
+        !self.doubtful && !foreign && self.has_adopted(&unit.outcome.before)
+    }
+
+    fn has_adopted(&self, state: &Rc<SessionState>) -> bool {
+        let same = |adopted: &Rc<SessionState>| Rc::ptr_eq(adopted, state);
+        self.adopted.as_ref().is_some_and(same)
     }
 
     /// Sets what the client's session has and this one lacks.
@@ -211,8 +258,10 @@ impl Connection {
         let wanted = &unit.outcome.before;
         let statements = wanted.diff(&self.state);
         if statements.is_empty() {
+            self.adopted = Some(wanted.clone());
             return Ok(());
         }
+        self.adopted = None;
         let mut messages = Vec::new();
         statements
             .iter()
@@ -245,6 +294,7 @@ impl Connection {
             return Err(Broken::NoReset);
         }
         self.state = self.fresh.clone();
+        self.adopted = None;
         self.statements.clear();
         self.doubtful = false;
         self.traces_of = None;
@@ -314,7 +364,8 @@ impl Connection {
             }
             let until_ns = next.map_or(u64::MAX, |next| next.arrived_ns);
             self.plan_cancel(unit, group, until_ns, context.ring.now_ns());
-            self.send_range(unit, group.offset, end, replay, source)
+            self.sent_ns.push(context.ring.now_ns());
+            self.send_range(context, unit, group.offset..end, replay, source)
                 .await?;
         }
         Ok(())
@@ -354,9 +405,9 @@ impl Connection {
 
     async fn send_range(
         &mut self,
+        context: &Context,
         unit: &PgUnit,
-        start: usize,
-        end: usize,
+        Range { start, end }: Range<usize>,
         replay: &mut Replay,
         source: &Source<'_>,
     ) -> Result<(), Broken> {
@@ -379,7 +430,7 @@ impl Connection {
                 }
                 // The mirror may be answering a large unit; never let both sides wait for each other to read.
                 while self.socket.queued() > SOCKET_SEND_BYTES {
-                    self.drain_or_read(replay).await?;
+                    self.drain_or_read(context, replay).await?;
                 }
             }
             at += bytes.len();
@@ -387,13 +438,17 @@ impl Connection {
         Ok(())
     }
 
-    async fn drain_or_read(&mut self, replay: &mut Replay) -> Result<(), Broken> {
+    async fn drain_or_read(
+        &mut self,
+        context: &Context,
+        replay: &mut Replay,
+    ) -> Result<(), Broken> {
         let drained = async { self.socket.drained(SOCKET_SEND_BYTES).await.map(|()| None) };
         let received = async { self.socket.recv().await.map(Some) };
         match or(drained, received).await? {
             None => Ok(()),
             Some(None) => Err(Broken::Closed),
-            Some(Some(chunk)) => self.take(replay, &chunk).map(|_| ()),
+            Some(Some(chunk)) => self.take(context, replay, &chunk).map(|_| ()),
         }
     }
 
@@ -409,6 +464,7 @@ impl Connection {
             }
             if let Some(chunk) = self.recv(context, u64::MAX).await? {
                 progress = replay.receive(&chunk, &mut out)?;
+                replay.stamp(context.ring.now_ns());
             }
         }
     }
@@ -421,7 +477,7 @@ impl Connection {
         until_ns: u64,
     ) -> Result<bool, Broken> {
         match self.recv(context, until_ns).await? {
-            Some(chunk) => self.take(replay, &chunk).map(|_| true),
+            Some(chunk) => self.take(context, replay, &chunk).map(|_| true),
             None => Ok(false),
         }
     }
@@ -446,22 +502,28 @@ impl Connection {
             }
             if self.cancel_at_ns.is_some_and(|at_ns| at_ns <= wake_ns) {
                 self.cancel_at_ns = None;
-                self.cancel(context).await;
+                Box::pin(self.cancel(context)).await;
             } else {
                 return Ok(None);
             }
         }
     }
 
-    fn take(&self, replay: &mut Replay, chunk: &Chunk) -> Result<ReplayProgress, Broken> {
+    fn take(
+        &self,
+        context: &Context,
+        replay: &mut Replay,
+        chunk: &Chunk,
+    ) -> Result<ReplayProgress, Broken> {
         let mut out = Vec::new();
         let progress = replay.receive(chunk, &mut out)?;
+        replay.stamp(context.ring.now_ns());
         self.socket.write(&out);
         Ok(progress)
     }
 
     /// Asks the mirror to cancel what it runs.
-    async fn cancel(&self, context: &Context) {
+    pub(super) async fn cancel(&self, context: &Context) {
         let Some(cancel) = &self.cancel else { return };
         if let Ok(socket) = context.connect(&self.database).await {
             socket.write(&cancel.encode());

@@ -15,14 +15,19 @@
 //! Below exposure 1.0 the mirror's data lags behind, so reads of rows that were written in transactions it did not see
 //! differ too: compare rows of written data at exposure 1.0, or with `level = "reads"` against a snapshot that does not change.
 //!
+//! A control mirror (`control = true`, a server of the primary's own kind) recognises most of this: where it differs from the
+//! primary in the same statement, a mismatch is `noise`.
+//!
 //! Not compared, and counted so: units that were cancelled on the primary (how far each server came is chance) and units
 //! that timed out on the mirror.
+
+use smallvec::SmallVec;
 
 use super::outcome::PostgresOutcome;
 use crate::config::Compare;
 use crate::metrics::DivergenceKind;
 use crate::mirror::unit::Unit;
-use crate::protocol::postgres::compare::{Divergence, Kind, Mode, UnitOutcome, compare};
+use crate::protocol::postgres::compare::{Divergence, Kind, Mode, UnitOutcome, compare, differing};
 use crate::protocol::postgres::framer::MessageFramer;
 use crate::protocol::postgres::sql;
 use crate::ring::Chunk;
@@ -45,6 +50,24 @@ pub(super) fn judge(
         found = compare(primary, mirror, mode, false).err()?;
     }
     Some((kind(found.kind), found))
+}
+
+/// The statements in which a control differs from the primary: what it cannot repeat is volatile.
+pub(super) fn volatile(
+    unit: &Unit<Chunk, PostgresOutcome>,
+    control: &UnitOutcome,
+    how: Compare,
+) -> SmallVec<[usize; 4]> {
+    let mode = match how {
+        Compare::Off => return SmallVec::new(),
+        Compare::Status => Mode::Status,
+        Compare::Rows => Mode::Rows,
+    };
+    let primary = &unit.outcome.result;
+    match compare(primary, control, mode, true) {
+        Ok(()) => SmallVec::new(),
+        Err(_) => differing(primary, control, mode, asks_for_order(unit)),
+    }
 }
 
 /// Whether any statement of the unit has an ORDER BY; looked at only when the order is all that differs.

@@ -1,7 +1,7 @@
 //! The workers of a Postgres mirror on one core: a pool of connections that run the clients' units.
 
 use std::cell::{Cell, RefCell, RefMut};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,19 +9,22 @@ use std::time::Duration;
 use futures_lite::future::or;
 
 use super::connection::{Broken, Connection, Ran, Replaying};
+use super::control::Suspect;
 use super::judge;
+use super::pipeline::{self, Line};
+use super::queries::{Queries, RunQueries};
 use super::{Identity, PostgresOutcome};
 use crate::config::{Compare, Config, Database, MirrorPoolMode, Pace, Secret};
-use crate::limits::MIRROR_LOG_INTERVAL_NS;
-use crate::metrics::ErrorWord;
+use crate::limits::{MIRROR_LOG_INTERVAL_NS, PIPELINED_UNITS_MAX};
+use crate::metrics::{DivergenceKind, ErrorWord};
 use crate::mirror::dispatch::{Dispatcher, Ticket};
-use crate::mirror::ledger::Fate;
+use crate::mirror::ledger::{DropReason, Fate};
 use crate::mirror::pace::{self, SessionPacer, Start};
 use crate::mirror::pool::{Checkin, Checkout, PoolMode, PoolState};
 use crate::mirror::unit::{ClientId, Unit};
 use crate::protocol::postgres::sql;
 use crate::proxy::Context;
-use crate::proxy::context::{DivergenceReport, Event};
+use crate::proxy::context::DivergenceReport;
 use crate::proxy::mirrors::Mirror;
 use crate::ring::{Chunk, Queue};
 
@@ -46,12 +49,15 @@ pub fn start_workers(context: &Rc<Context>, mirror: Rc<PgMirror>) {
         logins: RefCell::default(),
         pacers: RefCell::default(),
         due_ns: Cell::new(u64::MAX),
+        waits: Cell::new(false),
         leaving: RefCell::default(),
+        queries: RefCell::new(Queries::of(&mirror.metrics.queries)),
         lost_log: Quiet::default(),
         error_log: Quiet::default(),
         mirror,
     });
     pool.mirror.follows_clients.set(true);
+    pool.dispatcher().stretch_for_pipelines();
     let manager = pool.clone();
     context
         .queues
@@ -64,14 +70,17 @@ struct Pool {
     mode: PoolMode,
     state: RefCell<PoolState<usize>>,
     /// Connections that wait, by slot.
-    idle: RefCell<Vec<Option<Connection>>>,
+    idle: RefCell<Vec<Option<Box<Connection>>>>,
     logins: RefCell<Logins>,
     /// Of the clients that have units here, under `pace = "session"`.
     pacers: RefCell<HashMap<ClientId, SessionPacer>>,
     /// When the first unit that only waits for its time may start.
     due_ns: Cell<u64>,
+    /// Units wait because every connection is in use.
+    waits: Cell<bool>,
     /// Clients that have left with units still here.
     leaving: RefCell<Vec<ClientId>>,
+    queries: RefCell<Queries>,
     lost_log: Quiet,
     error_log: Quiet,
 }
@@ -104,8 +113,12 @@ impl Pool {
         self.see_off();
         self.due_ns.set(u64::MAX);
         if self.state.borrow().is_exhausted() {
+            if self.dispatcher().queued_units() > 0 && !self.waits.replace(true) {
+                self.mirror.metrics.pool_waits.add(1);
+            }
             return None;
         }
+        self.waits.set(false);
         let now_ns = self.context.ring.now_ns();
         let config = self.context.config.borrow().clone();
         let ticket = {
@@ -208,36 +221,36 @@ impl Pool {
                         next = self.next();
                     }
                 }
-                Err(broken) => self.lost(slot, ticket, &broken, false),
+                Err(broken) => self.lost(slot, [ticket], &broken, false),
             }
             self.publish();
         }
         self.mirror.work.wake_one();
     }
 
-    async fn connect(&self, ticket: &PgTicket) -> Result<Connection, Broken> {
+    async fn connect(&self, ticket: &PgTicket) -> Result<Box<Connection>, Broken> {
         let who = &ticket.unit.outcome.identity;
         let config = self.context.config.borrow().clone();
         let destination = &self.mirror.destination;
         let (user, password, name) = credentials(&config, destination, who);
-        let connection = or(
-            Connection::open(&self.context, destination, name, user, password),
-            self.retired(),
-        )
-        .await?;
+        // Boxed: these are rare, and the run of every unit would carry their size.
+        let opening = Box::pin(Connection::open(
+            &self.context,
+            destination,
+            name,
+            user,
+            password,
+        ));
+        let connection = Box::new(or(opening, self.retired()).await?);
         self.mirror.note_connection(connection.socket().downgrade());
         Ok(connection)
     }
 
-    /// Runs one unit; returns whether the connection waits for another.
-    async fn run_on(&self, slot: usize, mut connection: Connection, ticket: PgTicket) -> bool {
-        let now_ns = self.context.ring.now_ns();
-        let metrics = &self.mirror.metrics;
-        metrics
-            .queue_delay
-            .record(now_ns.saturating_sub(ticket.unit.sealed_ns));
+    /// Runs a unit, and with it those that its client pipelined behind it; returns whether the connection waits for more.
+    async fn run_on(&self, slot: usize, mut connection: Box<Connection>, ticket: PgTicket) -> bool {
         // Pauses can only be kept by a mirror that has time for them: before units are dropped, pauses are.
-        let pace = match self.dispatcher().is_crowded(ticket.client) {
+        let behind = self.dispatcher().is_crowded(ticket.client);
+        let pace = match behind {
             true => Pace::Off,
             false => self.context.config.borrow().general.pace,
         };
@@ -246,16 +259,19 @@ impl Pool {
             digest: self.mirror.options.compare == Compare::Rows,
             keeps_session: self.mode == PoolMode::Session,
         };
+        let mut line = Line {
+            tickets: self.line_up(ticket, behind),
+            delivered: &|ticket, ran| self.settle(ticket, &ran),
+            put_back: &|ticket| self.dispatcher().requeue(ticket),
+        };
         let ran = or(
-            connection.run(&self.context, &ticket.unit, replaying),
+            self.run_line(&mut connection, &mut line, replaying),
             self.retired(),
         )
         .await;
+        self.mirror.note_queue();
         match ran {
-            Ok(ran) => {
-                self.delivered(&ticket, &ran);
-                self.dispatcher().settle(ticket, Fate::Delivered);
-                self.mirror.note_queue();
+            Ok(()) => {
                 let keep = self.state.borrow_mut().checkin(slot) == Checkin::Keep;
                 if keep {
                     self.idle.borrow_mut()[slot] = Some(connection);
@@ -265,33 +281,89 @@ impl Pool {
             Err(broken) => {
                 let dirty = connection.dirty;
                 drop(connection);
-                self.lost(slot, ticket, &broken, dirty);
+                self.lost(slot, line.tickets, &broken, dirty);
                 false
             }
         }
     }
 
-    /// The connection is gone. A unit of which nothing was sent goes back to its ring.
-    fn lost(&self, slot: usize, ticket: PgTicket, broken: &Broken, dirty: bool) {
+    /// The unit, and those behind it that may go with it.
+    fn line_up(&self, ticket: PgTicket, behind: bool) -> VecDeque<PgTicket> {
+        let now_ns = self.context.ring.now_ns();
+        let keeps_pace = self.context.config.borrow().general.pace == Pace::Session;
+        let mut dispatcher = self.dispatcher();
+        let mut line = VecDeque::from([ticket]);
+        while line.len() < PIPELINED_UNITS_MAX
+            && let Some(last) = line.back()
+        {
+            let may_follow = |next: &Unit<Chunk, PostgresOutcome>| {
+                pipeline::follows(&last.unit, next, behind)
+                    && (!keeps_pace || self.is_due(next, now_ns))
+            };
+            let Some(next) = dispatcher.next_behind(last, may_follow) else {
+                break;
+            };
+            line.push_back(next);
+        }
+        line
+    }
+
+    /// Runs the units of the line, which is empty if all went well.
+    async fn run_line(
+        &self,
+        connection: &mut Connection,
+        line: &mut Line<'_>,
+        replaying: Replaying,
+    ) -> Result<(), Broken> {
+        if line.tickets.len() > 1 && connection.run_line(&self.context, line, replaying).await? {
+            return Ok(());
+        }
+        let Some(ticket) = line.tickets.front() else {
+            return Ok(());
+        };
+        let ran = connection.run(&self.context, &ticket.unit, replaying);
+        let ran = ran.await?;
+        if let Some(ticket) = line.tickets.pop_front() {
+            self.settle(ticket, &ran);
+        }
+        Ok(())
+    }
+
+    /// A unit was answered.
+    fn settle(&self, ticket: PgTicket, ran: &Ran) {
+        self.delivered(&ticket, ran);
+        let mut dispatcher = self.dispatcher();
+        dispatcher.note_answer(self.context.ring.now_ns());
+        dispatcher.settle(ticket, Fate::Delivered);
+    }
+
+    /// The connection is gone. Units of which nothing was sent go back to their ring.
+    fn lost(
+        &self,
+        slot: usize,
+        tickets: impl IntoIterator<Item = PgTicket>,
+        broken: &Broken,
+        dirty: bool,
+    ) {
+        let tickets: Vec<_> = tickets.into_iter().collect();
         let retired = self.mirror.retired.get();
         if !retired && let Some(unsaid) = self.lost_log.speaks(self.context.ring.now_ns()) {
             tracing::warn!(mirror = self.mirror.destination.name, reason = %broken,
-                lost = u32::from(dirty), unsaid, "a connection to a mirror ended");
+                lost = if dirty { tickets.len() } else { 0 }, unsaid, "a connection to a mirror ended");
         }
         self.mirror.metrics.reconnects.add(1);
         let jitter = self.context.random.borrow_mut().f64();
         let now_ns = self.context.ring.now_ns();
         self.state.borrow_mut().lost(slot, now_ns, jitter);
         let mut dispatcher = self.dispatcher();
-        if dirty {
-            dispatcher.settle(ticket, Fate::Errored);
-        } else if retired {
-            dispatcher.settle(
-                ticket,
-                Fate::Dropped(crate::mirror::ledger::DropReason::Shutdown),
-            );
-        } else {
-            dispatcher.requeue(ticket);
+        for ticket in tickets {
+            if dirty {
+                dispatcher.settle(ticket, Fate::Errored);
+            } else if retired {
+                dispatcher.settle(ticket, Fate::Dropped(DropReason::Shutdown));
+            } else {
+                dispatcher.requeue(ticket);
+            }
         }
         drop(dispatcher);
         self.mirror.note_queue();
@@ -301,11 +373,14 @@ impl Pool {
         let metrics = &self.mirror.metrics;
         let unit = &ticket.unit;
         metrics
+            .queue_delay
+            .record(ran.started_ns.saturating_sub(unit.sealed_ns));
+        metrics
             .latency
             .record(self.context.ring.now_ns().saturating_sub(ran.started_ns));
         metrics
             .primary_latency
-            .record(unit.sealed_ns.saturating_sub(unit.began_ns));
+            .record(unit.sealed_ns.saturating_sub(unit.outcome.turn_ns));
         let statements = ran.result.statements().iter();
         let codes = statements.filter_map(|statement| statement.sqlstate());
         for code in codes.chain(ran.session_errors.iter().copied()) {
@@ -321,31 +396,57 @@ impl Pool {
             metrics.not_compared.add(1);
             return;
         }
-        if self.mirror.options.compare == Compare::Off {
-            return;
-        }
         if !unit.outcome.cancels_ns.is_empty() {
             // How far each server came before it was cancelled is chance.
-            metrics.not_compared.add(1);
+            if self.mirror.options.compare != Compare::Off {
+                metrics.not_compared.add(1);
+            }
+            return;
+        }
+        let mut queries = self.queries.borrow_mut();
+        let run = queries.record(&metrics.queries, unit, ran);
+        drop(queries);
+        self.compare(ticket, ran, &run);
+    }
+
+    /// Compares what the unit gave.
+    fn compare(&self, ticket: &PgTicket, ran: &Ran, run: &RunQueries) {
+        let metrics = &self.mirror.metrics;
+        let unit = &ticket.unit;
+        let how = self.mirror.options.compare;
+        if how == Compare::Off {
             return;
         }
         metrics.compared.add(1);
-        if let Some((kind, found)) = judge::judge(unit, &ran.result, self.mirror.options.compare) {
-            metrics.diverge(kind);
-            self.context
-                .tell(Event::Divergence(Box::new(DivergenceReport {
-                    source: self.mirror.source.clone(),
-                    mirror: self.mirror.destination.name.clone(),
-                    command: sql::fingerprint(unit.outcome.text.as_bytes()).1,
-                    pattern: Vec::new(),
-                    key: format!("statement {}", found.statement + 1).into_bytes(),
-                    kind,
-                    primary: found.primary.into_bytes(),
-                    secondary: found.mirror.into_bytes(),
-                    client: ticket.client,
-                    core: self.context.core,
-                })));
+        if self.mirror.options.control {
+            let volatile = judge::volatile(unit, &ran.result, how);
+            if !volatile.is_empty() {
+                metrics.diverge(DivergenceKind::Noise);
+            }
+            return unit.outcome.control.answered(volatile.into_vec());
         }
+        let Some((kind, found)) = judge::judge(unit, &ran.result, how) else {
+            return;
+        };
+        let report = DivergenceReport {
+            source: self.mirror.source.clone(),
+            mirror: self.mirror.destination.name.clone(),
+            command: sql::fingerprint(unit.outcome.text.as_bytes()).1,
+            pattern: Vec::new(),
+            key: format!("statement {}", found.statement + 1).into_bytes(),
+            kind,
+            primary: found.primary.into_bytes(),
+            secondary: found.mirror.into_bytes(),
+            client: ticket.client,
+            core: self.context.core,
+        };
+        unit.outcome.control.judge(Suspect {
+            context: self.context.clone(),
+            metrics: metrics.clone(),
+            statement: found.statement,
+            query: run.slot_of(found.statement),
+            report: Some(Box::new(report)),
+        });
     }
 
     /// Ends what it is raced with when the mirror is taken away.

@@ -7,11 +7,14 @@ mod carried;
 mod channel_binding;
 mod client;
 mod connection;
+mod control;
 mod handshake;
 mod judge;
 mod mirror;
 mod outcome;
+mod pipeline;
 mod pooled;
+mod queries;
 mod server_pool;
 mod terminate;
 

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
+use super::control::Control;
 use crate::mirror::unit::Outcome;
 use crate::protocol::postgres::compare::UnitOutcome;
 use crate::protocol::postgres::session::SessionState;
@@ -37,8 +38,12 @@ pub struct PostgresOutcome {
     pub traces: bool,
     /// When the primary ended a statement because it was cancelled; ascending.
     pub cancels_ns: SmallVec<[u64; 1]>,
+    /// When the primary could begin with it: when it came, or when the unit before it in a pipeline was answered.
+    pub turn_ns: u64,
     /// How the statements ended.
     pub result: UnitOutcome,
+    /// What the control mirror makes of it.
+    pub control: Control,
     /// The first statement's text, truncated, for divergence records.
     pub text: String,
 }
@@ -74,6 +79,10 @@ impl PostgresOutcome {
 }
 
 impl Outcome for PostgresOutcome {
+    fn expect_control(&self) {
+        self.control.expect();
+    }
+
     fn reset(&mut self) {
         let mut text = std::mem::take(&mut self.text);
         text.clear();
@@ -85,6 +94,7 @@ impl Outcome for PostgresOutcome {
 
     fn held_bytes(&self) -> usize {
         let statements = size_of_val(self.result.statements());
-        statements + self.text.capacity()
+        let times = self.result.ended_ns().len().saturating_sub(2) * size_of::<u64>();
+        statements + times + self.text.capacity()
     }
 }

@@ -49,6 +49,12 @@ impl ServerPools {
         *pool.login.borrow_mut() = login;
         pool.clone()
     }
+
+    /// Connections that no client holds.
+    pub(in crate::proxy) fn idle(&self) -> usize {
+        let pools = self.0.borrow();
+        pools.values().map(|pool| pool.idle.borrow().len()).sum()
+    }
 }
 
 /// Connections of one login. `idle.len() <= total <= size`.

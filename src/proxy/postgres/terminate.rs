@@ -120,11 +120,45 @@ pub(super) async fn check(
     client: &Socket,
     hello: &Hello,
 ) -> Result<(), Refused> {
+    let config = context.config.borrow().clone();
+    let name = &source.database.name;
+    // Of a database that has left the config nobody is a user; `None` would be the console's.
+    let index = config.database_index(name).unwrap_or(usize::MAX);
+    let of = (name.as_str(), Some(index));
+    let method = match source.database.auth_method {
+        AuthMethod::Scram => Method::Scram,
+        AuthMethod::Md5 => Method::Md5,
+        AuthMethod::Password => Method::Cleartext,
+        AuthMethod::Trust => Method::Trust,
+    };
+    check_user(context, accounts, of, method, client, hello).await
+}
+
+/// The same for the admin console, whose users have no database.
+pub(super) async fn check_admin(
+    context: &Context,
+    accounts: &Accounts,
+    client: &Socket,
+    hello: &Hello,
+) -> Result<(), Refused> {
+    // No database is called so: the config refuses it.
+    let of = ("admin", None);
+    check_user(context, accounts, of, Method::Scram, client, hello).await
+}
+
+async fn check_user(
+    context: &Context,
+    accounts: &Accounts,
+    of: (&str, Option<usize>),
+    method: Method,
+    client: &Socket,
+    hello: &Hello,
+) -> Result<(), Refused> {
     if let Some(negotiation) = hello.startup.negotiation() {
         client.write(&negotiation);
     }
     let config = context.config.borrow().clone();
-    let exchange = exchange(accounts, &config, source, client, hello);
+    let exchange = exchange(accounts, &config, of, method, client, hello);
     let result = match context.ring.timeout(POSTGRES_AUTH_TIMEOUT, exchange).await {
         Ok(result) => result,
         Err(_) => Err(Refused::TimedOut),
@@ -138,22 +172,17 @@ pub(super) async fn check(
 async fn exchange(
     accounts: &Accounts,
     config: &Config,
-    source: &SharedSource,
+    (database, index): (&str, Option<usize>),
+    method: Method,
     client: &Socket,
     hello: &Hello,
 ) -> Result<(), Refused> {
-    let method = match source.database.auth_method {
-        AuthMethod::Scram => Method::Scram,
-        AuthMethod::Md5 => Method::Md5,
-        AuthMethod::Password => Method::Cleartext,
-        AuthMethod::Trust => Method::Trust,
-    };
     let user = hello.startup.user().unwrap_or_default();
     let known = std::str::from_utf8(user)
         .ok()
-        .and_then(|name| config.user(name, config.database_index(&source.database.name)));
+        .and_then(|name| config.user(name, index));
     let account = match known {
-        Some(user) => accounts.account(&source.database.name, user, method)?,
+        Some(user) => accounts.account(database, user, method)?,
         None => None,
     };
     let nonces = Nonces {

@@ -127,7 +127,13 @@ pub(super) async fn establish(
     let limit = context.config.borrow().general.connect_timeout;
     let timed = async {
         let socket = context.connect(database).await?;
-        let wants_login = prepare(&socket, wanted).await?;
+        // Where a client begins is the database that the config names; the mirrors and the secondary hold it so too.
+        let db = if wanted.db == 0 {
+            database.db
+        } else {
+            wanted.db
+        };
+        let wants_login = prepare(&socket, wanted, db).await?;
         Ok(Established {
             socket,
             wants_login,
@@ -143,7 +149,7 @@ pub(super) async fn establish(
 const NO_MATTER: &str = "a command that does not matter";
 
 /// Sends the preamble as one write and reads its replies. True: the backend wants a login first.
-async fn prepare(socket: &Socket, wanted: &Wanted<'_>) -> Result<bool, Unavailable> {
+async fn prepare(socket: &Socket, wanted: &Wanted<'_>, db: u32) -> Result<bool, Unavailable> {
     let mut out = Vec::new();
     let mut steps: Vec<&'static str> = Vec::new();
     if let Some(identity) = wanted.identity {
@@ -158,8 +164,8 @@ async fn prepare(socket: &Socket, wanted: &Wanted<'_>) -> Result<bool, Unavailab
         write_command(&mut out, &[b"HELLO", b"3"]);
         steps.push("HELLO");
     }
-    if wanted.db != 0 {
-        write_command(&mut out, &[b"SELECT", wanted.db.to_string().as_bytes()]);
+    if db != 0 {
+        write_command(&mut out, &[b"SELECT", db.to_string().as_bytes()]);
         steps.push("SELECT");
     }
     if let Some(name) = wanted.name {

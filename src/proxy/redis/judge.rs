@@ -5,7 +5,7 @@ use super::collect::Frame;
 use crate::config::Compare;
 use crate::metrics::DivergenceKind;
 use crate::mirror::unit::Unit;
-use crate::protocol::resp::compare::{self, Comparison, compare, compare_at_a_glance};
+use crate::protocol::resp::compare::{Comparison, compare, compare_at_a_glance};
 use crate::protocol::resp::{Reply, Request, RequestFramer, command};
 use crate::ring::Chunk;
 
@@ -44,7 +44,7 @@ pub(super) fn judge(
     if primary == mirror && unit.outcome.replies > 1 {
         return Judgement::Equal;
     }
-    let glance = unit.outcome.command;
+    let glance = unit.outcome.command.filter(|_| unit.outcome.replies == 1);
     match glance.and_then(|command| compare_at_a_glance(command, primary, mirror)) {
         Some(Comparison::Equal) => return Judgement::Equal,
         Some(Comparison::NotCompared) => return Judgement::NotCompared,
@@ -81,7 +81,7 @@ pub(super) fn judge_one(
     Judgement::Different(Box::new(Found {
         command: known.map_or_else(|| "other".to_owned(), |known| known.name().to_owned()),
         key: shown(key),
-        kind: kind_of(kind),
+        kind: kind.into(),
         primary: shown(primary),
         secondary: shown(mirror),
     }))
@@ -129,14 +129,4 @@ pub(super) fn judge_transaction(
 
 pub(super) fn shown(bytes: &[u8]) -> Vec<u8> {
     bytes[..bytes.len().min(SHOWN_BYTES_MAX)].to_vec()
-}
-
-fn kind_of(kind: compare::DivergenceKind) -> DivergenceKind {
-    match kind {
-        compare::DivergenceKind::MigrationGap => DivergenceKind::MigrationGap,
-        compare::DivergenceKind::DataMismatch => DivergenceKind::DataMismatch,
-        compare::DivergenceKind::ExtraData => DivergenceKind::ExtraData,
-        compare::DivergenceKind::SecondaryError => DivergenceKind::SecondaryError,
-        compare::DivergenceKind::TypeMismatch => DivergenceKind::TypeMismatch,
-    }
 }

@@ -1,7 +1,7 @@
 //! Lanes: upstream connections that clients share, pipelined, with replies routed in order.
 //!
 //! A lane's reader never waits for a client. A reply goes to its client's socket; what that client does not read
-//! piles up there, up to a bound for all clients of the core ([`crate::limits::REDIS_SPILL_BYTES_MAX`]), beyond which the client that
+//! piles up there, up to a bound for all clients of all cores ([`crate::limits::REDIS_SPILL_BYTES_MAX`]), beyond which the client that
 //! exceeds it is closed. Nobody else notices. When a lane is lost, every client with a reply outstanding on it is
 //! closed: a reply never reaches anybody but the one who asked.
 
@@ -10,6 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::rc::{Rc, Weak};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::SharedSource;
 use super::collect::{Collected, Frame};
@@ -21,7 +22,7 @@ use crate::limits::{
     REDIS_COMPARE_BYTES, REDIS_HEAD_KEPT_BYTES, REDIS_LANE_IDLE_NS, REDIS_LANE_RETRY_NS,
     REDIS_REPLY_BYTES_MAX, REDIS_SPILL_BYTES_MAX, SOCKET_SEND_BYTES,
 };
-use crate::metrics;
+use crate::metrics::{self, OpenConnection};
 use crate::protocol::resp::tracker::{Disposition, UnitEnd};
 use crate::protocol::resp::{Command, ReplyError, ReplyFramer};
 use crate::proxy::Context;
@@ -36,12 +37,18 @@ pub(super) struct LaneKey {
     pub resp: u8,
 }
 
+/// Bytes that clients of all cores have not read, as far as they have more waiting than they should. Off the hot path:
+/// only such clients touch it.
+static SPILLED: AtomicUsize = AtomicUsize::new(0);
+
 /// The lanes of one source on one core.
 #[derive(Default)]
 pub struct Lanes {
     slots: RefCell<HashMap<LaneKey, Rc<Slot>>>,
     /// Clients with more replies waiting than they should have.
     spilling: RefCell<Vec<Weak<Session>>>,
+    /// What they hold, as counted in [`SPILLED`].
+    spilled: Cell<usize>,
     /// What the last connection without credentials has shown.
     wants_login: Cell<bool>,
 }
@@ -100,6 +107,9 @@ impl Lanes {
 
     /// Closes lanes that nobody has used for long, and forgets the lost ones.
     pub fn sweep(&self, now_ns: u64) {
+        if self.spilled.get() > 0 {
+            self.count_spilled();
+        }
         self.slots.borrow_mut().retain(|_, slot| {
             let unused = match &*slot.lane.borrow() {
                 None => true,
@@ -121,23 +131,39 @@ impl Lanes {
 
     /// Notes a client whose replies pile up. False: there is no room for more of them.
     pub(super) fn spill(&self, session: &Rc<Session>) -> bool {
-        let mut spilling = self.spilling.borrow_mut();
+        if !session.spilling.replace(true) {
+            self.spilling.borrow_mut().push(Rc::downgrade(session));
+        }
+        self.count_spilled() <= REDIS_SPILL_BYTES_MAX
+    }
+
+    /// Counts what clients have not read; the sum over all cores.
+    fn count_spilled(&self) -> usize {
         let mut total = 0;
-        spilling.retain(|weak| {
-            let Some(other) = weak.upgrade() else {
+        self.spilling.borrow_mut().retain(|weak| {
+            let Some(session) = weak.upgrade() else {
                 return false;
             };
-            let waiting = other.backlog();
+            let waiting = session.backlog();
             total += waiting;
             let stays = waiting > SOCKET_SEND_BYTES;
-            other.spilling.set(stays);
+            session.spilling.set(stays);
             stays
         });
-        if !session.spilling.replace(true) {
-            spilling.push(Rc::downgrade(session));
-            total += session.backlog();
-        }
-        total <= REDIS_SPILL_BYTES_MAX
+        self.publish_spilled(total)
+    }
+
+    fn publish_spilled(&self, total: usize) -> usize {
+        let more = total.wrapping_sub(self.spilled.replace(total));
+        SPILLED
+            .fetch_add(more, Ordering::Relaxed)
+            .wrapping_add(more)
+    }
+}
+
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        self.publish_spilled(0);
     }
 }
 
@@ -171,6 +197,7 @@ async fn open(context: Rc<Context>, source: SharedSource, slot: Rc<Slot>, key: L
                 used_ns: Cell::new(context.ring.now_ns()),
                 state: RefCell::new(State::default()),
                 socket: established.socket,
+                _open: OpenConnection::of(&source.metrics),
             });
             let reading = read(lane.socket.clone(), Rc::downgrade(&lane));
             context.queues.spawn(Queue::Serve, reading);
@@ -198,6 +225,7 @@ pub(super) struct Lane {
     alive: Cell<bool>,
     used_ns: Cell<u64>,
     state: RefCell<State>,
+    _open: OpenConnection,
 }
 
 struct State {

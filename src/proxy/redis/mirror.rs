@@ -10,15 +10,18 @@ use futures_lite::future::or;
 use super::RedisOutcome;
 use super::collect::{Collected, Frame};
 use super::judge::{self, Judgement};
+use super::outcome::is_write;
 use crate::config::Compare;
 use crate::limits::{
-    REDIS_COMPARE_BYTES, REDIS_MIRROR_REPLY_BYTES_MAX, REDIS_MIRROR_WINDOW, SOCKET_SEND_BYTES,
+    REDIS_COMPARE_BYTES, REDIS_MIRROR_GATHER, REDIS_MIRROR_REPLY_BYTES_MAX, REDIS_MIRROR_WINDOW,
+    SOCKET_SEND_BYTES,
 };
-use crate::metrics::ErrorWord;
+use crate::metrics::{ErrorWord, WriteFailure};
 use crate::mirror::dispatch::{Dispatcher, Ticket};
 use crate::mirror::ledger::Fate;
 use crate::mirror::payload::Part;
 use crate::protocol::resp::ReplyFramer;
+use crate::protocol::resp::command::lookup;
 use crate::proxy::Context;
 use crate::proxy::backoff::Backoff;
 use crate::proxy::mirrors::Mirror;
@@ -96,6 +99,7 @@ impl Worker {
                     self.dispatcher().set_unavailable(false);
                     self.mirror.metrics.connections_open.set(1);
                     let broken = self.serve(&mut lane).await;
+                    self.mirror.wake_at.set(1);
                     self.mirror.metrics.connections_open.set(0);
                     self.abandon(lane, &broken);
                 }
@@ -145,6 +149,13 @@ impl Worker {
                 return Broken::Closed;
             }
             self.fill(lane);
+            // As long as a reply is to come, more units are gathered: fewer, larger sends.
+            let gathered = if lane.units > 0 {
+                REDIS_MIRROR_GATHER
+            } else {
+                1
+            };
+            self.mirror.wake_at.set(gathered);
             self.mirror.oldest_sent_ns.set(lane.oldest_sent_ns());
             let received =
                 if lane.units < REDIS_MIRROR_WINDOW && lane.socket.queued() < SOCKET_SEND_BYTES {
@@ -246,9 +257,17 @@ impl Worker {
         let metrics = &self.mirror.metrics;
         let latency = self.context.ring.now_ns().saturating_sub(sent_ns);
         metrics.latency.record(latency);
-        metrics
-            .primary_latency
-            .record(ticket.unit.outcome.latency_ns);
+        let outcome = &ticket.unit.outcome;
+        let failed = matches!(frame.bytes().first(), Some(b'-' | b'!'));
+        let by_command = metrics.commands.of(outcome.command);
+        by_command.record(!failed, latency);
+        if failed && is_write(outcome.command) {
+            by_command.fail_write(WriteFailure::Refused);
+        }
+        let refused = matches!(outcome.reply.first(), Some(b'-' | b'!'));
+        let primary = metrics.primary_commands.of(outcome.command);
+        primary.record(!refused, outcome.latency_ns);
+        metrics.primary_latency.record(outcome.latency_ns);
         if self.mirror.options.compare != Compare::Off {
             match judge::judge(&ticket.unit, frame, self.mirror.options.compare) {
                 Judgement::Equal => metrics.compared.add(1),
@@ -256,6 +275,8 @@ impl Worker {
                 Judgement::Different(report) => {
                     metrics.compared.add(1);
                     metrics.diverge(report.kind);
+                    let found = lookup(report.command.as_bytes(), None);
+                    metrics.commands.of(found).diverge(report.kind);
                     self.tell(*report, &ticket);
                 }
             }
@@ -289,6 +310,14 @@ impl Worker {
         }
         for flight in lane.flights {
             if let Flight::Unit { ticket, .. } = flight {
+                let command = ticket.unit.outcome.command;
+                if is_write(command) {
+                    self.mirror
+                        .metrics
+                        .commands
+                        .of(command)
+                        .fail_write(WriteFailure::Lost);
+                }
                 self.dispatcher().settle(ticket, Fate::Errored);
             }
         }

@@ -1,7 +1,7 @@
 //! What a unit carries besides its bytes: the primary's reply and what a mirror connection must be like.
 
 use crate::mirror::unit::Outcome;
-use crate::protocol::resp::command::Command;
+use crate::protocol::resp::{Command, CommandCategory};
 
 /// The primary's side of a unit.
 #[derive(Debug, Default)]
@@ -11,10 +11,10 @@ pub struct RedisOutcome {
     pub reply: Vec<u8>,
     /// Replies that the mirror will send: one for each command of the unit.
     pub replies: u32,
-    /// The command, if the unit is a single one that the table knows.
-    pub command: Option<&'static Command>,
     /// The database the client had selected.
     pub db: u32,
+    /// The command; of a transaction its MULTI. `None`: the table does not know it.
+    pub command: Option<&'static Command>,
     /// The RESP version the client had negotiated: 2 or 3.
     pub resp: u8,
     /// From the command's arrival to its reply at the primary.
@@ -26,8 +26,8 @@ impl Outcome for RedisOutcome {
         self.reply.clear();
         self.reply.shrink_to(1024);
         self.replies = 0;
-        self.command = None;
         self.db = 0;
+        self.command = None;
         self.resp = 0;
         self.latency_ns = 0;
     }
@@ -35,4 +35,14 @@ impl Outcome for RedisOutcome {
     fn held_bytes(&self) -> usize {
         self.reply.capacity()
     }
+}
+
+/// Whether a command is booked as a write.
+pub fn is_write(command: Option<&Command>) -> bool {
+    command.is_none_or(|command| {
+        matches!(
+            command.category(),
+            CommandCategory::Write | CommandCategory::Script | CommandCategory::Blocking
+        )
+    })
 }

@@ -14,6 +14,7 @@ use super::route;
 use super::session::Session;
 use super::units::{Bytes, Content, Over, Pending, Transaction};
 use crate::limits::{REDIS_COMPARE_BYTES, REDIS_NAME_BYTES_MAX, REDIS_REPLY_BYTES_MAX};
+use crate::metrics::OpenConnection;
 use crate::protocol::resp::tracker::{Disposition, NotMirrored, Paired, ReplyHead, Tracker};
 use crate::protocol::resp::{CommandCategory, ReplyFramer, Request, command};
 use crate::ring::{Chunk, Socket};
@@ -26,6 +27,7 @@ pub(super) struct Own {
     /// Replies to come that are ours.
     pub swallow: Cell<u32>,
     state: RefCell<State>,
+    _open: OpenConnection,
 }
 
 struct State {
@@ -86,7 +88,13 @@ impl Change {
 
 impl Own {
     /// A connection that was brought to this database and version.
-    pub fn new(socket: Socket, backend: Backend, stream: u64, db: u32, resp: u8) -> Own {
+    pub fn new(
+        socket: Socket,
+        backend: Backend,
+        stream: u64,
+        (db, resp): (u32, u8),
+        open: OpenConnection,
+    ) -> Own {
         let mut tracker = Tracker::new();
         tracker.set_initial(db, resp);
         Own {
@@ -102,6 +110,7 @@ impl Own {
                 transaction: None,
                 followed: true,
             }),
+            _open: open,
         }
     }
 

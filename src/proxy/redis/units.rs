@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use super::collect::Frame;
 use super::observe::Answered;
+use super::outcome::is_write;
 use super::{RedisOutcome, SharedSource};
 use crate::limits::REDIS_COMPARE_BYTES;
 use crate::metrics::ErrorWord;
@@ -159,7 +160,7 @@ impl Units {
         draft.begin_group(now_ns);
         match bytes {
             Bytes::Received(chunk, range) => {
-                append(&self.context.ring, draft, &chunk.slice(range));
+                append(&self.context.ring, draft, chunk, range);
             }
             Bytes::Held(bytes) => draft.payload.push_copy(bytes),
         }
@@ -177,12 +178,23 @@ impl Units {
             .is_some_and(|kind| matches!(kind, b'-' | b'!'));
         if failed {
             metrics.errors.count(ErrorWord::of_redis(frame.bytes()));
+            self.fail(pending.command);
         }
         let command = match pending.command {
             Some(command) => metrics.commands.at(command.index(), command.name()),
             None => metrics.commands.other(),
         };
         command.record(!failed, latency_ns);
+    }
+
+    /// Counts a command that the primary refused or did not answer.
+    fn fail(&self, command: Option<&'static command::Command>) {
+        let metrics = &self.source.metrics;
+        if command.is_some_and(command::Command::is_readonly) {
+            metrics.read_errors.add(1);
+        } else if is_write(command) {
+            metrics.write_errors.add(1);
+        }
     }
 
     /// What the reply makes of the unit that its request belongs to.
@@ -273,10 +285,10 @@ impl Units {
             exposed,
             class,
             content,
+            command,
             commands,
             began_ns,
             db,
-            command,
             ..
         } = transaction;
         let mirrors = &self.source.mirrors;
@@ -293,8 +305,8 @@ impl Units {
         let now_ns = self.context.ring.now_ns();
         draft.class = class;
         draft.outcome.replies = commands;
-        draft.outcome.command = command.filter(|_| commands == 1);
         draft.outcome.db = db;
+        draft.outcome.command = command;
         draft.outcome.resp = over.resp;
         draft.outcome.latency_ns = now_ns.saturating_sub(began_ns);
         if frame.is_whole() && frame.bytes().len() <= REDIS_COMPARE_BYTES {
@@ -342,6 +354,7 @@ impl Units {
 
     /// The connection is gone: what has no reply has no outcome and is no unit.
     pub fn abandon(&self, pending: Pending, db: u32) {
+        self.fail(pending.command);
         self.lose(&pending.content, db, u32::from(pending.observed));
         self.abandon_content(pending.content);
     }

@@ -45,9 +45,16 @@ fn id_position(request: &Request<'_>) -> Option<usize> {
     None
 }
 
-/// XREADGROUP: for each stream that gave entries the same read without waiting, for exactly as many entries. On equal
-/// data the group hands out the same ones, and its cursor, its counters and the pending list end up the same.
-pub(super) fn group_read(request: &Request<'_>, reply: Reply<'_>, out: &mut Rewrite) -> Replay {
+/// XREADGROUP: for each stream that gave new entries, a read of as many without waiting and without a pending list, which
+/// moves the group's cursor and its counter, and an XCLAIM that puts exactly these entries into the consumer's pending
+/// list. Neither depends on which of two consumers' reads comes first. What a consumer reads of its own past only counts
+/// deliveries: that is repeated.
+pub(super) fn group_read(
+    request: &Request<'_>,
+    reply: Reply<'_>,
+    now_unix_ms: u64,
+    out: &mut Rewrite,
+) -> Replay {
     if reply.is_nil() {
         return Replay::Nothing;
     }
@@ -55,22 +62,32 @@ pub(super) fn group_read(request: &Request<'_>, reply: Reply<'_>, out: &mut Rewr
         return Replay::Verbatim;
     };
     let before = out.expected.len();
+    let now = now_unix_ms.to_string();
     for (stream, entries) in streams_of(reply) {
-        let count = entries.elements().count();
-        let Some(id) = call.id_of(request, stream) else {
+        let ids: Vec<&[u8]> = entries.elements().filter_map(entry_id).collect();
+        let Some(from) = call.id_of(request, stream) else {
             continue;
         };
-        if count == 0 {
+        if ids.is_empty() {
             continue;
         }
-        let count = count.to_string();
+        let new = from == b">";
+        let count = ids.len().to_string();
         let mut args: Vec<&[u8]> = vec![b"XREADGROUP", b"GROUP", call.group, call.consumer];
         args.extend([b"COUNT".as_slice(), count.as_bytes()]);
-        if call.no_ack {
+        if new || call.no_ack {
             args.push(b"NOACK");
         }
-        args.extend([b"STREAMS".as_slice(), stream, id]);
+        args.extend([b"STREAMS".as_slice(), stream, from]);
         out.push(Expected::Something, args);
+        if new && !call.no_ack {
+            let expected = i64::try_from(ids.len()).map_or(Expected::Anything, Expected::Elements);
+            let mut args: Vec<&[u8]> = vec![b"XCLAIM", stream, call.group, call.consumer, b"0"];
+            args.extend(ids);
+            args.extend([b"TIME".as_slice(), now.as_bytes()]);
+            args.extend([b"RETRYCOUNT".as_slice(), b"1", b"FORCE", b"JUSTID"]);
+            out.push(expected, args);
+        }
     }
     if out.expected.len() == before {
         Replay::Nothing
@@ -165,10 +182,15 @@ pub(super) fn claimed(
         .collect();
     if !ids.is_empty() {
         let just_ids = (5..request.len()).any(|at| request.arg_is(at, b"JUSTID"));
-        let now = now_unix_ms.to_string();
+        let delivered_ms = if auto {
+            None
+        } else {
+            delivery_time(request, now_unix_ms)
+        };
+        let time = delivered_ms.unwrap_or(now_unix_ms).to_string();
         let mut args: Vec<&[u8]> = vec![b"XCLAIM", key, group, consumer, b"0"];
         args.extend(&ids);
-        args.extend([b"TIME".as_slice(), now.as_bytes()]);
+        args.extend([b"TIME".as_slice(), time.as_bytes()]);
         if !auto {
             args.extend(claim_options(request));
         }
@@ -196,6 +218,18 @@ pub(super) fn claimed(
 /// An entry of XCLAIM's reply: its ID alone (JUSTID), or the ID and the fields.
 fn entry_id<'a>(entry: Reply<'a>) -> Option<&'a [u8]> {
     entry.text().or_else(|| entry.elements().next()?.text())
+}
+
+/// What IDLE or TIME of an XCLAIM make of the entries' time of delivery.
+fn delivery_time(request: &Request<'_>, now_unix_ms: u64) -> Option<u64> {
+    (5..request.len()).find_map(|at| {
+        let number =
+            || -> Option<u64> { std::str::from_utf8(request.arg(at + 1)?).ok()?.parse().ok() };
+        if request.arg_is(at, b"IDLE") {
+            return number().map(|idle_ms| now_unix_ms.saturating_sub(idle_ms));
+        }
+        request.arg_is(at, b"TIME").then(number).flatten()
+    })
 }
 
 /// The options of an XCLAIM that do not speak of the idle time.

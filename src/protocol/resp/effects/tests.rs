@@ -172,18 +172,28 @@ fn stream_commands_name_what_the_primary_decided() {
     becomes(
         "XREADGROUP GROUP g c COUNT 5 BLOCK 0 STREAMS s t > 0",
         entries,
-        &["XREADGROUP GROUP g c COUNT 2 STREAMS s >"],
+        &[
+            "XREADGROUP GROUP g c COUNT 2 NOACK STREAMS s >",
+            "XCLAIM s g c 0 1-0 2-0 TIME 1700000000000 RETRYCOUNT 1 FORCE JUSTID",
+        ],
     );
     becomes(
         "XREADGROUP GROUP g c NOACK STREAMS s >",
         "%1 $1 s *1 *2 $3 1-0 *2 $1 f $1 v",
         &["XREADGROUP GROUP g c COUNT 1 NOACK STREAMS s >"],
     );
+    // Its own past: deliveries are counted there too.
+    becomes(
+        "XREADGROUP GROUP g c STREAMS s 0",
+        "*1 *2 $1 s *1 *2 $3 1-0 *2 $1 f $1 v",
+        &["XREADGROUP GROUP g c COUNT 1 STREAMS s 0"],
+    );
+    nothing("XREADGROUP GROUP g c STREAMS s 0", "*1 *2 $1 s *0");
     nothing("XREADGROUP GROUP g c STREAMS s >", "*-1");
     becomes(
         "XCLAIM s g c 1000 1-0 2-0 RETRYCOUNT 3 IDLE 5 JUSTID",
         "*1 $3 2-0",
-        &["XCLAIM s g c 0 2-0 TIME 1700000000000 RETRYCOUNT 3 JUSTID"],
+        &["XCLAIM s g c 0 2-0 TIME 1699999999995 RETRYCOUNT 3 JUSTID"],
     );
     becomes(
         "XAUTOCLAIM s g c 1000 0 COUNT 2",

@@ -1,10 +1,12 @@
 //! From answered commands to items for the backend that follows.
 
-use super::super::observe::Answered;
+use super::super::observe::{Answered, Observer as _};
 use super::{Dual, unix_ms};
 use crate::config::{Blocking, SampleBy};
 use crate::limits::REDIS_COMPARE_BYTES;
+use crate::mirror::dual::expiries::end_of;
 use crate::mirror::dual::keys::{self, Scope};
+use crate::mirror::dual::order::Weight;
 use crate::mirror::dual::queue::{Item, Kind};
 use crate::mirror::ledger::DropReason;
 use crate::protocol::resp::command::{Effect, lookup_request};
@@ -123,10 +125,9 @@ impl Dual {
 
     /// Queues what an answered command means for the backend that follows.
     pub(super) fn take(&self, answered: &Answered<'_>) {
-        if !self.mode.get().writes_both() {
-            return;
-        }
-        let state = &mut *self.state.borrow_mut();
+        let late = answered.backend != self.front();
+        let mut guard = self.state.borrow_mut();
+        let state = &mut *guard;
         if answered.oversize {
             // Nobody knows its keys any more.
             state.queue.refuse(b"", answered.db, DropReason::Oversize);
@@ -136,10 +137,19 @@ impl Dual {
         item.client = answered.client;
         item.db = answered.db;
         item.commands = answered.commands;
+        item.command = answered.command;
         item.queued_ns = self.context.ring.now_ns();
         item.answered_ns = answered.answered_ns;
         item.latency_ns = answered.answered_ns.saturating_sub(answered.arrived_ns);
         answered.request.copy_into(&mut item.request);
+        if !late && !self.mode.get().writes_both() {
+            // Nobody follows since it was sent: what the other backend misses is copied should it follow again.
+            if writes(&item.request) {
+                state.queue.taint_unit(&item.request, item.db);
+            }
+            state.queue.exclude();
+            return state.queue.recycle(item);
+        }
         state.rewrite.clear();
         let fate = match answered.commands {
             1 => self.one(&mut item, answered, &mut state.rewrite),
@@ -173,8 +183,17 @@ impl Dual {
         if answered.whole && compares {
             item.reply.extend_from_slice(answered.reply);
         }
+        if late {
+            state.queue.exclude();
+            drop(guard);
+            if let Some(dual) = self.this.upgrade() {
+                dual.take_late(item);
+            }
+            return;
+        }
         if item.kind.writes() {
-            self.note_order(state, &item, answered);
+            self.note_ends(state, &mut item, answered);
+            self.note_order(state, &mut item, answered);
         }
         if state.queue.offer(item).is_err() {
             self.chores.wake_all();
@@ -182,30 +201,57 @@ impl Dual {
         self.work.wake_one();
     }
 
+    /// Notes when keys end, and whether this write raced with the end of one.
+    fn note_ends(&self, state: &mut super::State, item: &mut Item, answered: &Answered<'_>) {
+        let expiries = &mut state.expiries;
+        if !expiries.is_empty() {
+            let waited_ms = item.queued_ns.saturating_sub(answered.arrived_ns) / 1_000_000;
+            let from_ms = unix_ms().saturating_sub(waited_ms);
+            let mut ends_ms: Option<u64> = None;
+            keys::visit(&item.request, item.db, |db, key| {
+                let end_ms = expiries.end_after(keys::hash(db, key), from_ms);
+                ends_ms = [ends_ms, end_ms].into_iter().flatten().min();
+            });
+            item.ends_ms = ends_ms;
+        }
+        let mut db = item.db;
+        for frame in keys::commands(item.bytes()) {
+            let request = Request::parse(frame);
+            if request.arg_is(0, b"SELECT") {
+                db = keys::number(&request, 1).unwrap_or(db);
+            }
+            if let (Some(end), Some(key)) = (end_of(&request), request.arg(1)) {
+                expiries.note(keys::hash(db, key), end);
+            }
+        }
+    }
+
     /// Taints keys of which the order of writes is not known.
-    fn note_order(&self, state: &mut super::State, item: &Item, answered: &Answered<'_>) {
-        let blocking = answered.command.is_some_and(Command::may_block);
-        // What waits is executed when it is answered, not when it arrives.
-        let arrived_ns = if blocking {
-            answered.answered_ns
-        } else {
-            answered.arrived_ns
-        };
+    fn note_order(&self, state: &mut super::State, item: &mut Item, answered: &Answered<'_>) {
+        let waits = answered.commands == 1 && answered.command.is_some_and(Command::may_block);
+        let weight = weigh(answered, self.options.borrow().effects);
+        // BLMOVE takes whatever stands at the end by then.
+        let exact = weight == Weight::Light;
+        let (stream, arrived_ns) = (answered.stream, answered.arrived_ns);
+        let answered_ns = answered.answered_ns;
         let (order, taint) = (&mut state.order, &mut state.queue.taint);
-        let mut unknown = false;
+        let (mut unknown, mut near) = (false, false);
         let scope = keys::visit(&item.request, item.db, |db, key| {
-            if order.answered(
-                keys::hash(db, key),
-                answered.stream,
-                arrived_ns,
-                answered.answered_ns,
-            ) {
+            let hash = keys::hash(db, key);
+            let doubted = if waits {
+                let place = order.waited(hash, stream, arrived_ns, answered_ns, exact);
+                near |= place.near;
+                place.unknown
+            } else {
+                order.weighed(hash, stream, arrived_ns, answered_ns, weight)
+            };
+            if doubted {
                 unknown = true;
                 taint.add(db, key);
             }
         });
-        if scope == Scope::Everything
-            && order.answered_everything(answered.stream, arrived_ns, answered.answered_ns)
+        item.raced = near;
+        if scope == Scope::Everything && order.answered_everything(stream, arrived_ns, answered_ns)
         {
             unknown = true;
             taint.add_all();
@@ -331,6 +377,27 @@ enum Fate {
     /// The reply that says what it did was too large to be kept.
     Unknown,
     Queue,
+}
+
+/// How an answered write gets on with pops that wait.
+fn weigh(answered: &Answered<'_>, effective: bool) -> Weight {
+    let Some(command) = answered.command.filter(|_| answered.commands == 1) else {
+        return Weight::Unknown;
+    };
+    match command.effect() {
+        // Exactly these elements go, whatever else stands in the list.
+        Effect::ListPop | Effect::SortedSetPop | Effect::GroupRead
+            if effective || command.category() == CommandCategory::Blocking =>
+        {
+            return Weight::Light;
+        }
+        _ => {}
+    }
+    match (command.category(), command.name()) {
+        (CommandCategory::Script, _) => Weight::Unknown,
+        (_, "LPUSH" | "RPUSH" | "LPUSHX" | "RPUSHX" | "ZADD" | "XADD") => Weight::Light,
+        _ => Weight::Heavy,
+    }
 }
 
 /// What to replay stands in the reply.

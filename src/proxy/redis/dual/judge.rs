@@ -1,5 +1,7 @@
 //! Holds the follower's reply against what it must be.
 
+use std::cmp::Ordering;
+
 use super::super::judge::{self as mirror_judge, Found, Judgement};
 use crate::config::Compare;
 use crate::metrics::DivergenceKind;
@@ -60,6 +62,16 @@ fn expect(item: &Item, expected: Expected, reply: &[u8], whole: bool, failed: bo
             Some(other) if other < number => different(item, DivergenceKind::MigrationGap, reply),
             _ => different(item, DivergenceKind::DataMismatch, reply),
         },
+        Expected::Elements(number) => {
+            // Counting is done on what was kept: a reply that is larger says nothing.
+            let found = i64::try_from(view.elements().count()).unwrap_or(i64::MAX);
+            match found.cmp(&number) {
+                _ if !whole => Judgement::NotCompared,
+                Ordering::Equal => Judgement::Equal,
+                Ordering::Less => different(item, DivergenceKind::MigrationGap, reply),
+                Ordering::Greater => different(item, DivergenceKind::DataMismatch, reply),
+            }
+        }
         Expected::Something if view.is_nil() => {
             different(item, DivergenceKind::MigrationGap, reply)
         }

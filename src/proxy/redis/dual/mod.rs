@@ -7,6 +7,7 @@
 
 mod admit;
 mod judge;
+mod late;
 mod link;
 mod pubsub;
 mod repair;
@@ -15,16 +16,17 @@ mod switch;
 mod worker;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::rc::Rc;
+use std::collections::{HashMap, VecDeque};
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::observe::{Answered, Backend, Observer};
 use crate::config::{Config, Database, DualWrite, RedisMode};
 use crate::metrics::MirrorMetrics;
+use crate::mirror::dual::expiries::Expiries;
 use crate::mirror::dual::order::{Order, Stream};
-use crate::mirror::dual::queue::{DualBounds, DualQueue};
+use crate::mirror::dual::queue::{DualBounds, DualQueue, Item};
 use crate::mirror::dual::scripts::ScriptCache;
 use crate::mirror::ledger::DropReason;
 use crate::mirror::payload::Payload;
@@ -57,6 +59,12 @@ pub struct Dual {
     /// Clients wait here while the backends change places.
     gate: WaitQueue,
     held: Cell<bool>,
+    /// What the backend that is not in front any more has answered since.
+    late: RefCell<VecDeque<Box<Item>>>,
+    /// Somebody brings it to the one in front.
+    applying: Cell<bool>,
+    /// For tasks that are started later.
+    this: Weak<Dual>,
     /// Shadow subscriptions.
     shadows: RefCell<HashMap<ClientId, Rc<pubsub::Shadow>>>,
     /// Wanted commands that the backend in front has not answered.
@@ -64,6 +72,8 @@ pub struct Dual {
     /// The worker's connection, so that a stop can reach it.
     connection: RefCell<Option<WeakSocket>>,
     connected: Cell<bool>,
+    /// The connection is replaced because it did not answer in time.
+    timed_out: Cell<bool>,
     retired: Cell<bool>,
     /// Counters.
     pub metrics: Arc<MirrorMetrics>,
@@ -72,6 +82,7 @@ pub struct Dual {
 struct State {
     queue: DualQueue,
     order: Order,
+    expiries: Expiries,
     scripts: ScriptCache,
     rewrite: Rewrite,
     rereads: reread::Rereads,
@@ -95,7 +106,7 @@ impl Dual {
         metrics
             .settings
             .set_queue_bounds(bounds.items as u64, bounds.bytes as u64);
-        let dual = Rc::new(Dual {
+        let dual = Rc::new_cyclic(|this| Dual {
             context: context.clone(),
             source: config.databases[options.primary].name.clone(),
             primary: config.databases[options.primary].clone(),
@@ -106,6 +117,7 @@ impl Dual {
             state: RefCell::new(State {
                 queue: DualQueue::new(bounds, metrics.ledger.clone()),
                 order: Order::default(),
+                expiries: Expiries::default(),
                 scripts: ScriptCache::default(),
                 rewrite: Rewrite::default(),
                 rereads: reread::Rereads::default(),
@@ -118,10 +130,14 @@ impl Dual {
             chores: WaitQueue::default(),
             gate: WaitQueue::default(),
             held: Cell::new(false),
+            late: RefCell::default(),
+            applying: Cell::new(false),
+            this: this.clone(),
             shadows: RefCell::default(),
             outstanding: Cell::new(0),
             connection: RefCell::default(),
             connected: Cell::new(false),
+            timed_out: Cell::new(false),
             retired: Cell::new(false),
             metrics,
         });
@@ -192,6 +208,7 @@ impl Dual {
         let stuck = worker::is_stuck(self, now_ns);
         if stuck {
             self.metrics.unit_timeouts.add(1);
+            self.timed_out.set(true);
             self.end_connection();
         }
         self.note_gauges();
@@ -218,7 +235,7 @@ impl Dual {
 
     /// Whether everything that was queued has ended.
     pub fn is_settled(&self) -> bool {
-        self.state.borrow().queue.is_idle()
+        self.state.borrow().queue.is_idle() && !self.applying.get()
     }
 
     /// Ends the workers: what waits is dropped, what is on its way is lost, and their keys go to the journal.
@@ -257,6 +274,9 @@ impl Dual {
         let state = self.state.borrow();
         self.metrics.queued_units.set(state.queue.len() as u64);
         self.metrics.queued_bytes.set(state.queue.bytes() as u64);
+        let word = self.mode.get().as_str();
+        let mode = RedisMode::WORDS.iter().position(|other| *other == word);
+        self.metrics.mode.set(mode.map_or(0, |at| at as u64 + 1));
         self.metrics
             .tainted_keys
             .set(state.queue.taint.len() as u64);

@@ -11,9 +11,11 @@ use std::time::Duration;
 use super::link::{Broken, Link};
 use super::{Dual, OUR_STREAM, nanos, unix_ms};
 use crate::limits::REPAIR_BATCH;
+use crate::mirror::dual::expiries::End;
 use crate::mirror::dual::queue::Kind;
 use crate::mirror::dual::repair::{Copying, ask, databases, plan, scanned};
 use crate::mirror::dual::taint::Key;
+use crate::protocol::resp::Reply;
 use crate::protocol::resp::effects::encode;
 use crate::proxy::backoff::Backoff;
 use crate::proxy::redis::observe::{Backend, Observer as _};
@@ -165,6 +167,13 @@ impl Repair {
         if let Err(problem) = plan(key, copying, answers, unix_ms(), &mut state.rewrite) {
             tracing::warn!(source = dual.source, %problem, "a key cannot be copied");
             return state.queue.taint.retry(hash, now_ns);
+        }
+        if let Some(end_ms) = answers
+            .get(1)
+            .and_then(|bytes| Reply::parse(bytes).integer())
+        {
+            let end = u64::try_from(end_ms).map_or(End::Never, End::At);
+            state.expiries.note(hash, end);
         }
         // Later answers of writes that were on their way find this read.
         state.order.answered(hash, OUR_STREAM, sent_ns, now_ns);

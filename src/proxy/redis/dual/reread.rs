@@ -15,6 +15,7 @@ use crate::metrics::{DivergenceKind, MirrorMetrics};
 use crate::mirror::dual::keys;
 use crate::mirror::dual::queue::{Item, Kind};
 use crate::mirror::unit::ClientId;
+use crate::protocol::resp::Command;
 use crate::proxy::backoff::Backoff;
 use crate::proxy::redis::observe::{Backend, Observer as _};
 
@@ -125,8 +126,13 @@ struct HeldBack {
     due_ns: u64,
     found: Found,
     client: ClientId,
-    keys: Vec<u64>,
+    /// Its bytes, for its keys.
+    request: Vec<u8>,
+    db: u32,
     answered_ns: u64,
+    raced: bool,
+    /// It may have waited itself.
+    waited: bool,
 }
 
 enum Next {
@@ -174,16 +180,15 @@ impl Rereads {
         if self.held_back.len() >= REREADS_MAX {
             return false;
         }
-        let mut hashes = Vec::new();
-        keys::visit(&item.request, item.db, |db, key| {
-            hashes.push(keys::hash(db, key))
-        });
         self.held_back.push_back(HeldBack {
             due_ns: now_ns + HOLD_BACK_NS,
             found: found.clone(),
             client: item.client,
-            keys: hashes,
+            request: item.request.clone(),
+            db: item.db,
             answered_ns: item.answered_ns,
+            raced: item.raced,
+            waited: item.commands == 1 && item.command.is_some_and(Command::may_block),
         });
         true
     }
@@ -223,15 +228,25 @@ impl Dual {
                 let Some(held) = held_back.pop_front() else {
                     return;
                 };
-                let raced = held.keys.iter().any(|key| {
-                    state.order.doubted_since(*key, held.answered_ns)
-                        || state.queue.taint.contains(*key)
+                let (mut raced, mut overtaken) = (false, held.raced);
+                keys::visit(&held.request, held.db, |db, key| {
+                    let hash = keys::hash(db, key);
+                    overtaken |= !held.waited && state.order.waited_since(hash, held.answered_ns);
+                    raced |= state.order.doubted_since(hash, held.answered_ns)
+                        || state.queue.taint.contains(hash);
                 });
-                (!raced).then_some(held)
+                if overtaken {
+                    // Who was first is not known: what came of it is copied.
+                    state.queue.taint_unit(&held.request, held.db);
+                }
+                (!raced && !overtaken).then_some(held)
             };
             match told {
                 Some(held) => self.tell(held.found, held.client),
-                None => self.metrics.diverge(DivergenceKind::Transient),
+                None => {
+                    self.metrics.diverge(DivergenceKind::Transient);
+                    self.chores.wake_all();
+                }
             }
         }
     }

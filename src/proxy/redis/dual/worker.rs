@@ -8,9 +8,10 @@ use futures_lite::future::or;
 use super::super::collect::{Collected, Frame};
 use super::super::judge::{Found, Judgement};
 use super::link::{Broken, Link};
-use super::{Dual, State, judge, nanos, other};
+use super::{Dual, State, judge, nanos, other, unix_ms};
 use crate::limits::{DUAL_WINDOW, REDIS_COMPARE_BYTES, SOCKET_SEND_BYTES};
-use crate::metrics::{DivergenceKind, ErrorWord};
+use crate::metrics::{DivergenceKind, ErrorWord, WriteFailure};
+use crate::mirror::dual::expiries::may_have_ended;
 use crate::mirror::dual::keys;
 use crate::mirror::dual::queue::{Item, Kind};
 use crate::mirror::dual::repair::is_foreign_format;
@@ -18,6 +19,7 @@ use crate::mirror::dual::scripts::with_body;
 use crate::mirror::ledger::DropReason;
 use crate::mirror::unit::ClientId;
 use crate::protocol::resp::Request;
+use crate::protocol::resp::command::lookup;
 use crate::protocol::resp::effects::encode;
 use crate::proxy::backoff::Backoff;
 use crate::proxy::context::{DivergenceReport, Event, FailureReport};
@@ -115,6 +117,15 @@ impl Dual {
             state.scripts.forget_told();
             state.gave_up = false;
             state.rereads.lost();
+            let why = match self.timed_out.take() {
+                true => WriteFailure::Timeout,
+                false => WriteFailure::Lost,
+            };
+            let writes = state
+                .queue
+                .flying()
+                .filter(|item| item.kind.is_clients_write());
+            writes.for_each(|item| self.metrics.commands.of(item.command).fail_write(why));
             state.queue.broken()
         };
         if !self.retired.get() && !matches!(broken, Broken::Closed if lost == 0) {
@@ -144,6 +155,8 @@ impl Dual {
 
     pub(super) fn tell(&self, found: Found, client: ClientId) {
         self.metrics.diverge(found.kind);
+        let command = lookup(found.command.as_bytes(), None);
+        self.metrics.commands.of(command).diverge(found.kind);
         let report = DivergenceReport {
             source: self.source.clone(),
             mirror: self.follower().name.clone(),
@@ -160,29 +173,52 @@ impl Dual {
     }
 
     /// The last reply of an item was read, and found to be `judgement`.
-    fn done(&self, item: Box<Item>, judgement: Judgement, failed: bool, sent_ns: u64) {
+    /// `failed`: a write did not take place; `ok`: the reply is no error.
+    fn done(&self, item: Box<Item>, judgement: Judgement, failed: bool, ok: bool, sent_ns: u64) {
         let metrics = &self.metrics;
         let state = &mut *self.state.borrow_mut();
         let now_ns = self.context.ring.now_ns();
         let gave_up = std::mem::take(&mut state.gave_up);
+        // A key may have ended here before the write and there behind it.
+        let ended = item
+            .ends_ms
+            .is_some_and(|end_ms| may_have_ended(end_ms, unix_ms()));
+        if ended {
+            state.queue.taint_unit(&item.request, item.db);
+        }
         match item.kind {
             Kind::Repair(_) if !failed => metrics.repaired_keys.add(1),
             Kind::Reread(number) => {
                 self.reread_answered(state, number, &item, &judgement);
             }
             Kind::Write | Kind::Script | Kind::Read if !gave_up => {
-                metrics.latency.record(now_ns.saturating_sub(sent_ns));
+                let latency_ns = now_ns.saturating_sub(sent_ns);
+                metrics.latency.record(latency_ns);
+                let by_command = metrics.commands.of(item.command);
+                by_command.record(ok, latency_ns);
+                if failed && item.kind.is_clients_write() {
+                    by_command.fail_write(WriteFailure::Refused);
+                }
                 metrics.primary_latency.record(item.latency_ns);
+                let refused = matches!(item.reply.first(), Some(b'-' | b'!'));
+                let primary = metrics.primary_commands.of(item.command);
+                primary.record(!refused, item.latency_ns);
                 metrics
                     .queue_delay
                     .record(sent_ns.saturating_sub(item.queued_ns));
-                self.book(state, &item, judgement);
+                match judgement {
+                    Judgement::Different(found) if ended && !is_refusal(&found) => {
+                        metrics.compared.add(1);
+                        metrics.diverge(DivergenceKind::Transient);
+                    }
+                    judgement => self.book(state, &item, judgement),
+                }
             }
             _ => {}
         }
         state.queue.delivered(item, failed);
         // A key was tainted, or a mismatch waits to be read again.
-        if failed || state.rereads.is_due() {
+        if failed || ended || state.rereads.is_due() {
             self.chores.wake_all();
         }
     }
@@ -198,7 +234,7 @@ impl Dual {
         keys::visit(&item.request, item.db, |db, key| {
             tainted |= state.queue.in_doubt(keys::hash(db, key))
         });
-        let refused = found.kind == DivergenceKind::SecondaryError;
+        let refused = is_refusal(&found);
         if tainted && !refused {
             return self.metrics.not_compared.add(1);
         }
@@ -413,7 +449,8 @@ impl Lane {
             return Ok(());
         }
         drop(state);
-        dual.done(item, judgement, refused || aborted, sent_ns);
+        let ok = !failed && !aborted;
+        dual.done(item, judgement, refused || aborted, ok, sent_ns);
         Ok(())
     }
 
@@ -443,6 +480,10 @@ impl Lane {
         });
         true
     }
+}
+
+fn is_refusal(found: &Found) -> bool {
+    found.kind == DivergenceKind::SecondaryError
 }
 
 /// An error means that a write did not take place here although it did at the other backend.

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::Session;
 use crate::limits::{REDIS_INFO_BYTES_MAX, SOCKET_SEND_BYTES};
-use crate::metrics;
+use crate::metrics::{self, OpenConnection};
 use crate::proxy::redis::identity::{self, Unavailable, Wanted, write_command};
 use crate::proxy::redis::lane::{LaneKey, Lanes};
 use crate::proxy::redis::own::Own;
@@ -63,8 +63,8 @@ impl Session {
                     established.socket,
                     backend,
                     units.context.new_client().0,
-                    db,
-                    resp,
+                    (db, resp),
+                    OpenConnection::of(&units.source.metrics),
                 ));
                 *self.own.borrow_mut() = Some(own.clone());
                 let reading = read_own(self.clone(), own);

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::table::{duration, nanos};
+use crate::control::table::{duration, nanos};
 
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 260.0;
