@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::contenders::{self, Contender, Mirror, Place};
 use crate::idle;
-use crate::measure::{Cpu, Spread, rss_kib};
+use crate::measure::{Spread, rss_kib};
 use crate::own_load;
 use crate::process::{Spawn, free_port, loopback};
 use crate::servers::{Protocol, Servers};
@@ -276,7 +276,9 @@ fn one(job: &Job, plan: &Plan, place: &Place, servers: &Servers) -> Result<Sampl
     let length = Duration::from_secs_f64(plan.seconds);
     let options = Options {
         address: loopback(running.port),
-        length: length.mul_f64(WARM_UP),
+        length,
+        warm_up: length.mul_f64(WARM_UP),
+        watch: running.pid(),
         ..job.options.clone()
     };
     if options.value_size != own_load::options(0).value_size {
@@ -286,29 +288,23 @@ fn one(job: &Job, plan: &Plan, place: &Place, servers: &Servers) -> Result<Sampl
             ..options.clone()
         })?;
     }
-    own_load::generate(&options)?;
-    let before = running.pid().map(Cpu::of).transpose()?;
-    let seen = own_load::generate(&Options { length, ..options })?;
-    if seen.requests == 0 || seen.errors > 0 {
-        bail!("{} of {} requests failed", seen.errors, seen.requests);
+    let seen = load::run(&options)?;
+    let failed = seen.errors + seen.missing + seen.wrong + seen.unanswered;
+    if seen.replies == 0 || failed > 0 {
+        bail!("{failed} of {} requests failed", seen.replies);
     }
-    let cpu_us = match (running.pid(), before) {
-        (Some(pid), Some(before)) => {
-            let spent = Cpu::of(pid)?.since(before).total_s();
-            Some(spent * 1e6 / seen.requests as f64)
-        }
-        _ => None,
-    };
     drop(running);
     if job.contender.mirror == Mirror::On {
         // What is still queued in the candidate must not cost the next contender.
         servers.candidate.settled_work()?;
     }
     Ok(Sample {
-        throughput: seen.throughput,
-        p50_us: seen.p50_us,
-        p99_us: seen.p99_us,
-        cpu_us,
+        throughput: seen.throughput(),
+        p50_us: seen.latency_us(0.5),
+        p99_us: seen.latency_us(0.99),
+        cpu_us: seen
+            .cpu
+            .map(|cpu| cpu.total_s() * 1e6 / seen.replies as f64),
         ..Sample::default()
     })
 }
