@@ -24,6 +24,8 @@ use crate::servers::{Protocol, Servers};
 const DEADLINE: Duration = Duration::from_secs(11 * 60);
 /// Warm-up as a share of the measured run.
 const WARM_UP: f64 = 0.2;
+/// A run is at least so long that this many clients take part per second.
+const CLIENTS_PER_SECOND: f64 = 2500.0;
 /// Connections where something else grows.
 const CLIENTS: usize = 50;
 /// Connections where values grow: 50 values of 1 MiB on their way say more about the cache than about a proxy.
@@ -273,7 +275,11 @@ fn jobs(plan: &Plan, place: &Place) -> (Vec<Point>, Vec<Job>) {
 
 fn one(job: &Job, plan: &Plan, place: &Place, servers: &Servers) -> Result<Sample> {
     let running = job.contender.start(Protocol::Redis, servers, place)?;
-    let length = Duration::from_secs_f64(plan.seconds);
+    // Many clients need longer until each had its turns.
+    let seconds = plan
+        .seconds
+        .max(job.options.clients as f64 / CLIENTS_PER_SECOND);
+    let length = Duration::from_secs_f64(seconds);
     let options = Options {
         address: loopback(running.port),
         length,
