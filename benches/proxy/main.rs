@@ -183,12 +183,15 @@ fn scale(arguments: &Arguments, place: &Place, load_cpus: String) -> Result<bool
         clients_max: most_idle(place.descriptors),
         load_cpus,
     };
-    let points = scaling::run(&plan, place, &mut |line| eprintln!("{line}"))?;
+    let (points, failed) = scaling::run(&plan, place, &mut |line| eprintln!("{line}"))?;
     let out = out_folder(arguments)?;
     report::write_scaling(&out.join("scaling.json"), &points, &plan)?;
     scaling_plot::write_all(&out, &points)?;
     eprintln!("JSON and plots: {}", out.display());
-    Ok(!points.is_empty())
+    if failed > 0 {
+        eprintln!("{failed} runs failed");
+    }
+    Ok(!points.is_empty() && failed == 0)
 }
 
 fn holds(arguments: &Arguments, rows: &[Row], outcomes: &[Outcome]) -> bool {

@@ -118,7 +118,7 @@ pub fn set_bytes(value_size: usize) -> usize {
 }
 
 /// Runs the library's generator.
-pub fn generate(options: &Options) -> Result<Seen> {
+fn generate(options: &Options) -> Result<Seen> {
     let seen = load::run(options)?;
     Ok(Seen {
         requests: seen.replies,

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::contenders::{self, Contender, Mirror, Place};
 use crate::idle;
-use crate::measure::{Cpu, Spread, rss_kib};
+use crate::measure::{Spread, rss_kib};
 use crate::own_load;
 use crate::process::{Spawn, free_port, loopback};
 use crate::servers::{Protocol, Servers};
@@ -24,6 +24,8 @@ use crate::servers::{Protocol, Servers};
 const DEADLINE: Duration = Duration::from_secs(11 * 60);
 /// Warm-up as a share of the measured run.
 const WARM_UP: f64 = 0.2;
+/// A run is at least so long that this many clients take part per second.
+const CLIENTS_PER_SECOND: f64 = 2500.0;
 /// Connections where something else grows.
 const CLIENTS: usize = 50;
 /// Connections where values grow: 50 values of 1 MiB on their way say more about the cache than about a proxy.
@@ -139,13 +141,18 @@ struct Job {
     options: Options,
 }
 
-/// Runs all dimensions; what the deadline cuts off is named to `progress` and missing in the result.
-pub fn run(plan: &Plan, place: &Place, progress: &mut dyn FnMut(&str)) -> Result<Vec<Point>> {
+/// Runs all dimensions and says how many runs failed; these, and what the deadline cuts off, are named to `progress`.
+pub fn run(
+    plan: &Plan,
+    place: &Place,
+    progress: &mut dyn FnMut(&str),
+) -> Result<(Vec<Point>, usize)> {
     let started = Instant::now();
     let mut servers = Servers::start(Protocol::Redis, &plan.load_cpus, 1)?;
     servers.add_candidates(MIRRORS_MAX, &plan.load_cpus)?;
     let (mut points, jobs) = jobs(plan, place);
     memory(plan, place, &servers, &mut points, progress)?;
+    let mut failed = 0;
     for repeat in 0..plan.repeats {
         for (n, job) in jobs.iter().enumerate() {
             if started.elapsed() > DEADLINE {
@@ -156,12 +163,22 @@ pub fn run(plan: &Plan, place: &Place, progress: &mut dyn FnMut(&str)) -> Result
                     plan.repeats - repeat - 1
                 ));
                 points.retain(|point| !point.samples.is_empty());
-                return Ok(points);
+                return Ok((points, failed));
             }
             let point = &mut points[job.point];
-            let sample = one(job, plan, place, &servers).with_context(|| {
-                format!("{:?} {} {}", point.dimension, point.x, point.contender)
-            })?;
+            let done = one(job, plan, place, &servers);
+            let sample = match done {
+                Ok(sample) => sample,
+                Err(error) => {
+                    let (name, x) = (point.dimension.names().0, point.x);
+                    progress(&format!(
+                        "FAILED: {name} {x} {}: {error:#}",
+                        point.contender
+                    ));
+                    failed += 1;
+                    continue;
+                }
+            };
             progress(&format!(
                 "{repeat} {:<22} {:>8} {:<17} {:>9.0}/s  p50 {:>8.1} us  p99 {:>8.1} us  cpu {:>7.2} us",
                 point.dimension.names().0,
@@ -176,7 +193,7 @@ pub fn run(plan: &Plan, place: &Place, progress: &mut dyn FnMut(&str)) -> Result
         }
     }
     points.retain(|point| !point.samples.is_empty());
-    Ok(points)
+    Ok((points, failed))
 }
 
 /// All points without samples, and the runs that fill them, contenders of one value next to each other.
@@ -258,10 +275,16 @@ fn jobs(plan: &Plan, place: &Place) -> (Vec<Point>, Vec<Job>) {
 
 fn one(job: &Job, plan: &Plan, place: &Place, servers: &Servers) -> Result<Sample> {
     let running = job.contender.start(Protocol::Redis, servers, place)?;
-    let length = Duration::from_secs_f64(plan.seconds);
+    // Many clients need longer until each had its turns.
+    let seconds = plan
+        .seconds
+        .max(job.options.clients as f64 / CLIENTS_PER_SECOND);
+    let length = Duration::from_secs_f64(seconds);
     let options = Options {
         address: loopback(running.port),
-        length: length.mul_f64(WARM_UP),
+        length,
+        warm_up: length.mul_f64(WARM_UP),
+        watch: running.pid(),
         ..job.options.clone()
     };
     if options.value_size != own_load::options(0).value_size {
@@ -271,29 +294,23 @@ fn one(job: &Job, plan: &Plan, place: &Place, servers: &Servers) -> Result<Sampl
             ..options.clone()
         })?;
     }
-    own_load::generate(&options)?;
-    let before = running.pid().map(Cpu::of).transpose()?;
-    let seen = own_load::generate(&Options { length, ..options })?;
-    if seen.requests == 0 || seen.errors > 0 {
-        bail!("{} of {} requests failed", seen.errors, seen.requests);
+    let seen = load::run(&options)?;
+    let failed = seen.errors + seen.missing + seen.wrong + seen.unanswered;
+    if seen.replies == 0 || failed > 0 {
+        bail!("{failed} of {} requests failed", seen.replies);
     }
-    let cpu_us = match (running.pid(), before) {
-        (Some(pid), Some(before)) => {
-            let spent = Cpu::of(pid)?.since(before).total_s();
-            Some(spent * 1e6 / seen.requests as f64)
-        }
-        _ => None,
-    };
     drop(running);
     if job.contender.mirror == Mirror::On {
         // What is still queued in the candidate must not cost the next contender.
         servers.candidate.settled_work()?;
     }
     Ok(Sample {
-        throughput: seen.throughput,
-        p50_us: seen.p50_us,
-        p99_us: seen.p99_us,
-        cpu_us,
+        throughput: seen.throughput(),
+        p50_us: seen.latency_us(0.5),
+        p99_us: seen.latency_us(0.99),
+        cpu_us: seen
+            .cpu
+            .map(|cpu| cpu.total_s() * 1e6 / seen.replies as f64),
         ..Sample::default()
     })
 }
@@ -428,7 +445,8 @@ fn metric(control: u16, name: &str) -> Result<f64> {
     for _ in 0..50 {
         let mut stream = TcpStream::connect(loopback(control))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         let values: Vec<f64> = text

@@ -9,7 +9,7 @@ use std::{env, io};
 
 use serde_json::json;
 
-use crate::load::cpu::{Cpu, rss_kib};
+use crate::load::cpu::rss_kib;
 use crate::load::{self, Distribution, LoadError, Login, Mix, Options, Resp, Seen};
 
 /// Warm-up of a closed loop, as a share of the run.
@@ -85,10 +85,8 @@ struct Side {
     name: &'static str,
     address: String,
     options: Options,
-    pid: Option<u32>,
     seen: Seen,
     seconds: f64,
-    cpu: Cpu,
 }
 
 /// Runs the load and prints what it saw. `Ok(false)`: some requests were answered wrongly or not at all.
@@ -151,6 +149,7 @@ fn side(
         },
         threads: args.threads.map_or(wanted, |threads| threads as usize),
         length,
+        watch: pid,
         warm_up: length.mul_f64(WARM_UP),
         ..Options::new(resolve(address)?)
     };
@@ -158,10 +157,8 @@ fn side(
         name,
         address: address.to_owned(),
         options,
-        pid,
         seen: Seen::nothing()?,
         seconds: 0.0,
-        cpu: Cpu::default(),
     })
 }
 
@@ -175,20 +172,7 @@ fn resolve(address: &str) -> Result<SocketAddr, LoadError> {
 
 impl Side {
     fn run(&mut self) -> Result<(), LoadError> {
-        let before = self.pid.map(Cpu::of).transpose()?;
         let mut seen = load::run(&self.options)?;
-        if let (Some(pid), Some(before)) = (self.pid, before) {
-            // A closed loop's warm-up is work of the proxy too: its share of the time is taken off.
-            let share = match self.options.rate {
-                Some(_) => 1.0,
-                None => 1.0 / (1.0 + WARM_UP),
-            };
-            let spent = Cpu::of(pid)?.since(before);
-            self.cpu = self.cpu.plus(Cpu {
-                user_s: spent.user_s * share,
-                system_s: spent.system_s * share,
-            });
-        }
         self.seconds += seen.took.as_secs_f64();
         // The sum of the runs' times counts, not the longest.
         seen.took = Duration::ZERO;
@@ -200,9 +184,9 @@ impl Side {
     }
 
     fn cpu_us(&self) -> Option<(f64, f64)> {
-        self.pid?;
+        let cpu = self.seen.cpu?;
         let per_request = |seconds: f64| seconds * 1e6 / self.seen.replies.max(1) as f64;
-        Some((per_request(self.cpu.user_s), per_request(self.cpu.system_s)))
+        Some((per_request(cpu.user_s), per_request(cpu.system_s)))
     }
 }
 

@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::connect::{connect, peer};
 use super::keys::Picker;
-use super::{Exchange, LoadError, Options, Schedule, Seen};
+use super::{Cpu, Exchange, LoadError, Options, Schedule, Seen};
 
 /// How long replies may come after the last request.
 const GRACE: Duration = Duration::from_secs(2);
@@ -106,6 +106,9 @@ struct Share<'a> {
     seen: Seen,
     start: Instant,
     chunk: Vec<u8>,
+    /// The process to watch; one thread does it.
+    watch: Option<u32>,
+    cpu_before: Option<Cpu>,
 }
 
 impl<'a> Share<'a> {
@@ -143,7 +146,21 @@ impl<'a> Share<'a> {
             seen: Seen::nothing()?,
             start: Instant::now(),
             chunk: vec![0; CHUNK_BYTES],
+            watch: options.watch.filter(|_| index == 0),
+            cpu_before: None,
         })
+    }
+
+    fn begin_watch(&mut self) -> Result<(), LoadError> {
+        self.cpu_before = self.watch.map(Cpu::of).transpose()?;
+        Ok(())
+    }
+
+    fn end_watch(&mut self) -> Result<(), LoadError> {
+        if let (Some(pid), Some(before)) = (self.watch, self.cpu_before) {
+            self.seen.cpu = Some(Cpu::of(pid)?.since(before));
+        }
+        Ok(())
     }
 
     fn now_ns(&self) -> u64 {
@@ -159,6 +176,7 @@ impl<'a> Share<'a> {
 
     /// Requests leave on schedule, spread over the connections in turn.
     fn open_loop(&mut self, mut schedule: Schedule) -> Result<(), LoadError> {
+        self.begin_watch()?;
         self.start = Instant::now();
         let end = self.options.length + GRACE;
         loop {
@@ -178,6 +196,7 @@ impl<'a> Share<'a> {
             self.turn(wait)?;
         }
         self.seen.took = self.start.elapsed().max(self.options.length);
+        self.end_watch()?;
         Ok(())
     }
 
@@ -186,11 +205,19 @@ impl<'a> Share<'a> {
         self.start = Instant::now();
         let measured = self.options.warm_up;
         let end = measured + self.options.length;
+        let mut warm = measured.is_zero();
+        if warm {
+            self.begin_watch()?;
+        }
         for place in 0..self.connections.len() {
             self.batch(place, measured)?;
         }
         let mut ready = Vec::new();
         while self.start.elapsed() < end {
+            if !warm && self.start.elapsed() >= measured {
+                warm = true;
+                self.begin_watch()?;
+            }
             self.turn_into(TICK, &mut ready)?;
             for &place in &ready {
                 if self.connections[place].exchange.waiting() == 0 {
@@ -199,6 +226,7 @@ impl<'a> Share<'a> {
             }
         }
         self.seen.took = self.start.elapsed() - measured;
+        self.end_watch()?;
         // What is on its way now is neither counted nor lost, unless it never comes.
         let counted = (self.seen.replies, self.seen.latency.clone());
         while !self.all_answered() && self.start.elapsed() < end + GRACE {

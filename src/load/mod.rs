@@ -19,6 +19,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 pub use connect::{fill, remove};
+pub use cpu::Cpu;
 pub use drive::run;
 pub use exchange::{Exchange, Judged};
 pub use keys::Distribution;
@@ -76,6 +77,8 @@ pub struct Options {
     pub length: Duration,
     /// Length of the part before it, which does not count. Closed loop only: an open loop begins cold.
     pub warm_up: Duration,
+    /// A process whose CPU time during the measured part is wanted: neither connecting nor the warm-up counts.
+    pub watch: Option<u32>,
     /// Of the choice of commands and keys.
     pub seed: u64,
 }
@@ -97,6 +100,7 @@ impl Options {
             threads: 1,
             length: Duration::from_secs(1),
             warm_up: Duration::ZERO,
+            watch: None,
             seed: 1,
         }
     }
@@ -121,6 +125,8 @@ pub struct Seen {
     pub latency: Histogram<u64>,
     /// How late the generator itself was with a request, at most. Much of it makes an open loop's latencies its own fault.
     pub late: Duration,
+    /// What the watched process spent during the measured part.
+    pub cpu: Option<Cpu>,
 }
 
 impl Seen {
@@ -135,6 +141,7 @@ impl Seen {
             latency: Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3)
                 .map_err(|error| LoadError::Histogram(error.to_string()))?,
             late: Duration::ZERO,
+            cpu: None,
         })
     }
 
@@ -150,6 +157,10 @@ impl Seen {
         self.unanswered += other.unanswered;
         self.took = self.took.max(other.took);
         self.late = self.late.max(other.late);
+        self.cpu = match (self.cpu, other.cpu) {
+            (Some(one), Some(two)) => Some(one.plus(two)),
+            (one, two) => one.or(two),
+        };
         self.latency
             .add(&other.latency)
             .map_err(|error| LoadError::Histogram(error.to_string()))
