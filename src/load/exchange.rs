@@ -172,7 +172,8 @@ mod tests {
     #[test]
     fn replies_cut_anywhere_are_paired_with_their_requests_and_pushes_are_not() {
         let options = Options::new(([127, 0, 0, 1], 1).into());
-        let stream = b"+PONG\r\n>2\r\n$3\r\nfoo\r\n$3\r\nbar\r\n:1\r\n-ERR no\r\n$-1\r\n+surprise\r\n";
+        let stream =
+            b"+PONG\r\n>2\r\n$3\r\nfoo\r\n$3\r\nbar\r\n:1\r\n-ERR no\r\n$-1\r\n+surprise\r\n";
         for cut in 1..stream.len() {
             let mut seen = Seen::nothing().unwrap();
             let mut exchange = Exchange::default();
