@@ -382,9 +382,14 @@ fn a_read_only_script_stays_read_only_when_the_secondary_does_not_know_it() {
     let sha = String::from_utf8(loaded[5..45].to_vec()).unwrap();
     assert!(pair.becomes_same());
     assert_eq!(ask(&pair.secondary, &["SCRIPT", "FLUSH"]), "+OK\r\n");
-    let seen = pair.seen_by_secondary(|_| {
+    let seen = pair.seen_by_secondary(|pair| {
         let reply = client.call(&["EVALSHA_RO", &sha, "1", "k"]);
         assert_eq!(reply, b"$1\r\nv\r\n");
+        let known = eventually(PATIENCE, || {
+            let exists = ask(&pair.secondary, &["SCRIPT", "EXISTS", &sha]);
+            exists.ends_with(":1\r\n").then_some(())
+        });
+        assert!(known.is_some(), "the body never came");
     });
     let text = seen.join("\n");
     assert!(

@@ -203,9 +203,17 @@ fn mix(address: SocketAddr, steps: usize) {
 
 /// Divergences that were told, and those that turned out to be races.
 fn divergences(pair: &mut Pair) -> (f64, f64) {
-    let name = "parhelion_mirror_divergences_total";
-    let transient = pair.metric(name, &["transient"]);
-    (pair.metric(name, &[]) - transient, transient)
+    // Mismatches of writes are told a moment later; and both numbers must come from one look.
+    std::thread::sleep(Duration::from_millis(200));
+    let text = pair.proxy.real().get("/metrics").unwrap();
+    let sum = |transient: bool| -> f64 {
+        text.lines()
+            .filter(|line| line.starts_with("parhelion_mirror_divergences_total{"))
+            .filter(|line| line.contains("\"transient\"") == transient)
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    };
+    (sum(false), sum(true))
 }
 
 /// A pop that waits is answered over a connection of its own: whether a copy of its list, a trim or a deletion over

@@ -1,6 +1,7 @@
 //! Relative expiries made absolute.
 
 use super::{Expected, Replay, Rewrite};
+use crate::protocol::resp::command::{Command, lookup_request};
 use crate::protocol::resp::reply::Reply;
 use crate::protocol::resp::request::Request;
 
@@ -10,8 +11,9 @@ pub(super) fn absolute(
     now_unix_ms: u64,
     out: &mut Rewrite,
 ) -> Replay {
-    let name = request.name().to_ascii_uppercase();
-    match name.as_slice() {
+    // Not a copy in capitals: every SET comes through here.
+    let name = lookup_request(request).map_or("", Command::name);
+    match name.as_bytes() {
         b"EXPIRE" => key_expiry(request, reply, now_unix_ms, 1000, out),
         b"PEXPIRE" => key_expiry(request, reply, now_unix_ms, 1, out),
         b"SETEX" => set_with_expiry(request, now_unix_ms, 1000, out),

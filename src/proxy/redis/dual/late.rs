@@ -60,6 +60,7 @@ async fn run(dual: Rc<Dual>) {
         dual.work.wake_one();
     }
     dual.applying.set(false);
+    dual.gate.wake_all();
 }
 
 async fn apply(dual: &Dual, link: &mut Link, item: &Item) -> Result<(), Broken> {

@@ -364,7 +364,8 @@ impl Observer for Dual {
     }
 
     fn held(&self) -> bool {
-        self.held.get()
+        // Behind a late answer too: its client's next command must find what it did.
+        self.held.get() || self.applying.get()
     }
 
     fn gate(&self) -> &WaitQueue {
