@@ -21,6 +21,10 @@ pub const LINGER: Duration = Duration::from_secs(5);
 /// The driver's standing tick while there is traffic: the precision of coarse timers.
 pub const TICK: Duration = Duration::from_millis(5);
 
+/// How long a core may stand still when glommio parks it with tasks ready, which takes that the thread loses its CPU for
+/// 20 ms at one certain moment. A hundred wake-ups a second of a busy core are not measurable.
+pub const UNPARK: Duration = Duration::from_millis(10);
+
 /// The longest wait of an idle driver: ten wake-ups a second cost nothing one could measure.
 pub const IDLE_WAIT: Duration = Duration::from_millis(100);
 

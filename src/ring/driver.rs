@@ -9,6 +9,7 @@
 //! - It must not wait while a task of either queue is ready. Serve tasks run first, for as long as they make
 //!   each other ready; then mirror tasks get a turn: with clients busy by shares, else until the *baton*, a task at
 //!   the mirror queue's tail, has been passed back.
+//! - A timer of glommio's is always pending: without one it may park for ever with the driver ready.
 //! - An idle core stops the standing timeout and waits with a long timeout instead.
 
 use std::io;
@@ -52,11 +53,22 @@ pub fn drive(ring: &Ring, queues: &Queues) {
         waited_until_ns: 0,
         completions: Vec::with_capacity(1024),
     };
-    match glommio::spawn_local_into(driver.run(), queues.serve_queue()) {
-        Ok(task) => {
+    let started = glommio::spawn_local_into(driver.run(), queues.serve_queue())
+        .and_then(|task| {
             task.detach();
-        }
-        Err(error) => tracing::error!(%error, "cannot start the ring's driver"),
+            glommio::spawn_local_into(unpark(), queues.serve_queue())
+        })
+        .map(glommio::Task::detach);
+    if let Err(error) = started {
+        tracing::error!(%error, "cannot start the ring's driver");
+    }
+}
+
+/// glommio sleeps although tasks are ready when its preemption timer ends before it has looked at the first of them: when the
+/// thread lost its CPU at that moment. None of our completions would wake it, a timer of its own does.
+async fn unpark() {
+    loop {
+        glommio::timer::sleep(limits::UNPARK).await;
     }
 }
 
