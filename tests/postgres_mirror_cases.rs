@@ -154,6 +154,8 @@ fn startup_options_are_in_force_on_the_mirror() {
         ("datestyle", "German"),
     ]);
     ok(&mut odd, insert);
+    // Order holds within a client; the rows are compared in the order of their numbers.
+    pair.clean();
     let mut plain = pair.client_with(&[("options", "--search_path=foo")]);
     ok(&mut plain, insert);
     pair.clean();
