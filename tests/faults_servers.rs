@@ -199,6 +199,27 @@ fn connections_cut_in_the_middle_of_units_are_followed_by_a_units_first_byte() {
 }
 
 #[test]
+fn a_short_queue_does_not_overflow_while_units_are_gathered_for_a_send() {
+    let (primary, mirror) = (redis(), redis());
+    let options = ProxyOptions::new("redis", primary.address())
+        .mirror(mirror.address())
+        .general("mirror_queue = 4");
+    let proxy = start(&options);
+    let mut client = RespClient::connect(proxy.address());
+    assert_eq!(client.call(&["INCR", "n"]), b":1\r\n");
+    Ledger::settled(proxy.control());
+    // Nothing is answered, yet there is room on the way to the mirror for hundreds.
+    mirror.pause().unwrap();
+    for _ in 0..100 {
+        client.call(&["INCR", "n"]);
+    }
+    mirror.resume().unwrap();
+    let books = Ledger::settled(proxy.control());
+    assert_eq!((books.dropped, books.delivered), (0, 101), "{books:?}");
+    assert_eq!(counter(&mirror, "n"), 101);
+}
+
+#[test]
 fn a_full_ring_inside_a_transaction_keeps_or_drops_it_whole() {
     let primary = redis();
     let witness = RespServer::start(RespOptions {

@@ -88,7 +88,12 @@ impl<O: Outcome> Mirror<O> {
             unit.outcome.expect_control();
         }
         self.note_queue();
-        if self.dispatcher.borrow().queued_units() >= self.wake_at.get() {
+        let dispatcher = self.dispatcher.borrow();
+        let gathered = dispatcher.queued_units() >= self.wake_at.get();
+        // A short queue must not overflow for the sake of a larger send.
+        let wakes = gathered || dispatcher.is_crowded(unit.client);
+        drop(dispatcher);
+        if wakes {
             self.work.wake_one();
         }
     }
