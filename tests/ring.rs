@@ -17,7 +17,8 @@ fn on_ring<T: Send + 'static>(
     options: RingOptions,
     body: impl AsyncFnOnce(Ring, Queues) -> T + Send + 'static,
 ) -> T {
-    on_executor(LocalExecutorBuilder::new(Placement::Unbound), options, body)
+    let executor = LocalExecutorBuilder::new(Placement::Unbound).preempt_timer(limits::PREEMPT);
+    on_executor(executor, options, body)
 }
 
 fn on_executor<T: Send + 'static>(
@@ -34,8 +35,9 @@ fn on_executor<T: Send + 'static>(
             // The driver sees only tasks that were spawned through the queues.
             let (tell, output) = (done.clone(), result.clone());
             queues.clone().spawn(Queue::Serve, async move {
-                output.set(Some(body(ring, queues).await));
+                output.set(Some(body(ring.clone(), queues).await));
                 tell.notify();
+                ring.stop();
             });
             done.notified().await;
             result.take().expect("the body has run")

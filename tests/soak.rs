@@ -275,10 +275,7 @@ fn postgres_pair() -> [PostgresServer; 2] {
 }
 
 /// What there is to know of a proxy whose clients failed.
-fn show(bench: &Bench<PostgresServer>) {
-    let activity = "SELECT pid, state, wait_event_type, wait_event, query FROM pg_stat_activity";
-    eprintln!("primary: {:?}", bench.primary.sql("postgres", activity));
-    eprintln!("mirror: {:?}", bench.mirror.sql("postgres", activity));
+fn show<S>(bench: &Bench<S>) {
     for path in ["/api/status", "/api/mirrors", "/api/clients"] {
         eprintln!("{path}: {:?}", bench.proxy.get(path));
     }
@@ -382,10 +379,17 @@ fn a_run_with_reconnects_and_faults_ends_with_flat_memory_and_exact_books() {
         samples.take(began, [&redis.proxy, &postgres.proxy]);
         let (done, ends) = load.finish();
         if !pg_load.finish() {
+            let activity =
+                "SELECT pid, state, wait_event_type, wait_event, query FROM pg_stat_activity";
+            eprintln!("primary: {:?}", postgres.primary.sql("postgres", activity));
+            eprintln!("mirror: {:?}", postgres.mirror.sql("postgres", activity));
             show(&postgres);
             panic!("a client of Postgres failed");
         }
-        assert!(ends.iter().all(Result::is_ok), "{ends:?}");
+        if !ends.iter().all(Result::is_ok) {
+            show(&redis);
+            panic!("{ends:?}");
+        }
         transactions += done;
         rounds += 1;
         samples.keep();

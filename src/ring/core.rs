@@ -96,6 +96,7 @@ impl Ring {
             slabs,
             clock: Cell::new(monotonic_ns()),
             busy_poll: options.busy_poll,
+            stopped: Cell::new(false),
         };
         Ok(Ring {
             core: Rc::new(core),
@@ -105,6 +106,11 @@ impl Ring {
     /// The time of the current turn: nanoseconds on a clock that all cores of the process share.
     pub fn now_ns(&self) -> u64 {
         self.core.clock_ns()
+    }
+
+    /// Ends the driver with this turn: the executor's main future can end then. Call it from a task.
+    pub fn stop(&self) {
+        self.core.stopped.set(true);
     }
 
     /// What the ring has done so far.
@@ -137,6 +143,7 @@ pub(super) struct Core {
     pub(super) slabs: Rc<Slabs>,
     clock: Cell<u64>,
     pub(super) busy_poll: Duration,
+    pub(super) stopped: Cell<bool>,
 }
 
 impl Core {
@@ -221,12 +228,27 @@ pub(super) struct Slot {
     /// Tasks that wait for `out` to fall to a level.
     pub(super) writers: Vec<Waker>,
     pub(super) shutdown_wanted: bool,
+    /// Sends that may wait in the kernel before one is tried again that may not: set when the peer's buffer was full.
+    patient_sends: u8,
     closing: bool,
     pub(super) connect: Option<Connecting>,
     /// When bytes last came in or went out.
     pub(super) active_ns: u64,
     pub(super) accepted: VecDeque<OwnedFd>,
     pub(super) accepting: bool,
+}
+
+impl Slot {
+    /// Whether the send now started is small and its peer not known to be behind: it takes what the peer's buffer has room for
+    /// and ends at once, so its completion is in the queue when the submission returns.
+    fn is_sent_promptly(&self) -> bool {
+        self.patient_sends == 0 && self.out.len() <= limits::PROMPT_SEND_BYTES
+    }
+
+    /// Whether nobody does anything when this send ends.
+    fn sends_silently(&self) -> bool {
+        self.writers.is_empty() && !self.shutdown_wanted && !self.closing
+    }
 }
 
 /// How receiving ended.
@@ -259,6 +281,8 @@ pub(super) struct State {
     pub(super) now_ns: u64,
     pub(super) doorbell: Option<Waker>,
     pub(super) doorbell_rung: bool,
+    /// Sends since the last dispatch whose completions come at once and are news to nobody.
+    pub(super) silent_sends: usize,
     pub(super) stats: RingStats,
 }
 
@@ -333,15 +357,23 @@ impl State {
                 continue;
             };
             let fd = types::Fd(fd);
-            // WAITALL lets the kernel go on after a short send by itself.
-            let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
-            match entry.out.start() {
-                None => continue,
-                Some(Outgoing::One(base, len)) => {
+            let Some(outgoing) = entry.out.start(&mut self.spare) else {
+                continue;
+            };
+            let flags = libc::MSG_NOSIGNAL
+                | if entry.is_sent_promptly() {
+                    self.silent_sends += usize::from(entry.sends_silently());
+                    libc::MSG_DONTWAIT
+                } else {
+                    // The kernel goes on by itself after a short send.
+                    libc::MSG_WAITALL
+                };
+            match outgoing {
+                Outgoing::One(base, len) => {
                     let send = opcode::Send::new(fd, base, len).flags(flags).build();
                     self.push(key, Op::Send, send);
                 }
-                Some(Outgoing::Several(header)) => {
+                Outgoing::Several(header) => {
                     let send = opcode::SendMsg::new(fd, header).flags(flags as u32).build();
                     self.push(key, Op::Send, send);
                 }
@@ -537,9 +569,14 @@ impl State {
         let slot = &mut slots[key.slot as usize];
         slot.active_ns = *now_ns;
         slot.ops -= 1;
+        slot.patient_sends = slot.patient_sends.saturating_sub(1);
         match result {
             0.. if slot.send_error.is_none() => slot.out.sent(result as usize, spare),
             0.. => slot.out.failed(),
+            _ if result == -libc::EAGAIN && slot.send_error.is_none() => {
+                slot.out.sent(0, spare);
+                slot.patient_sends = limits::PATIENT_SENDS;
+            }
             error => {
                 slot.send_error.get_or_insert(-error);
                 slot.out.failed();

@@ -9,7 +9,10 @@
 //! - It must not wait while a task of either queue is ready. Serve tasks run first, for as long as they make
 //!   each other ready; then mirror tasks get a turn: with clients busy by shares, else until the *baton*, a task at
 //!   the mirror queue's tail, has been passed back.
-//! - A timer of glommio's is always pending: without one it may park for ever with the driver ready.
+//! - glommio goes to sleep although tasks are ready when its preemption timer ends before it has looked at the first of them:
+//!   when the thread loses its CPU at that moment. None of our completions would wake it. Hence the executor of a ring should have a
+//!   preemption timer that never ends ([`limits::PREEMPT`]): glommio then leaves its queues only when the driver was stopped.
+//!   The driver passes control between the queues itself; a turn of mirror tasks is a number of polls. A timer of glommio's is pending all the same.
 //! - An idle core stops the standing timeout and waits with a long timeout instead.
 
 use std::io;
@@ -20,7 +23,7 @@ use futures_lite::future::yield_now;
 use io_uring::{cqueue, opcode, types};
 
 use super::core::{Core, Key, Op, Ring, monotonic_ns};
-use super::task::{Notify, Queue, Queues};
+use super::task::{Notify, Queues};
 use crate::limits;
 
 /// Rounds of ready tasks before the ring is looked at again.
@@ -31,22 +34,13 @@ const TICK_KEY: Key = Key {
     generation: 0,
 };
 
-/// Drives `ring` for ever. Spawns its task into the serve queue and returns.
+/// Drives `ring` until [`Ring::stop`]. Spawns its task into the serve queue and returns.
 pub fn drive(ring: &Ring, queues: &Queues) {
     let baton = Rc::new(Baton::default());
-    queues.spawn(Queue::Mirror, {
-        let baton = baton.clone();
-        async move {
-            loop {
-                baton.out.notified().await;
-                baton.back.notify();
-            }
-        }
-    });
     let driver = Driver {
         core: ring.core.clone(),
         queues: queues.clone(),
-        baton,
+        baton: baton.clone(),
         tick: Box::new(timespec(limits::TICK)),
         ticking: false,
         quiet_ticks: 0,
@@ -58,14 +52,17 @@ pub fn drive(ring: &Ring, queues: &Queues) {
             task.detach();
             glommio::spawn_local_into(unpark(), queues.serve_queue())
         })
+        .and_then(|task| {
+            task.detach();
+            glommio::spawn_local_into(Baton::pass_back(baton), queues.mirror_queue())
+        })
         .map(glommio::Task::detach);
     if let Err(error) = started {
         tracing::error!(%error, "cannot start the ring's driver");
     }
 }
 
-/// glommio sleeps although tasks are ready when its preemption timer ends before it has looked at the first of them: when the
-/// thread lost its CPU at that moment. None of our completions would wake it, a timer of its own does.
+/// Keeps a timer of glommio's pending, which ends a sleep that it should not have begun.
 async fn unpark() {
     loop {
         glommio::timer::sleep(limits::UNPARK).await;
@@ -77,6 +74,15 @@ async fn unpark() {
 struct Baton {
     out: Notify,
     back: Notify,
+}
+
+impl Baton {
+    async fn pass_back(baton: Rc<Baton>) {
+        loop {
+            baton.out.notified().await;
+            baton.back.notify();
+        }
+    }
 }
 
 struct Driver {
@@ -94,7 +100,7 @@ struct Driver {
 
 impl Driver {
     async fn run(mut self) {
-        loop {
+        while !self.core.stopped.get() {
             self.turn();
             self.let_tasks_run().await;
         }
@@ -110,6 +116,7 @@ impl Driver {
         if !self.queues.mirror_ready() {
             return;
         }
+        self.queues.grant_mirror_turn();
         if self.queues.serve_ready() {
             glommio::executor().yield_task_queue_now().await;
         } else {
@@ -187,6 +194,7 @@ impl Driver {
         let core = self.core.clone();
         let uring = core.uring.borrow();
         let wait_ns = self.wait_ns(now_ns);
+        let wanted = 1 + self.silent_completions();
         if wait_ns == Some(0) {
             return poll_ring(&uring);
         }
@@ -204,13 +212,22 @@ impl Driver {
             }
         }
         match wait_ns {
-            None => uring.submit_and_wait(1),
+            None => uring.submit_and_wait(wanted),
             Some(wait) => {
                 let wait = timespec(Duration::from_nanos(wait));
                 let args = types::SubmitArgs::new().timespec(&wait);
-                uring.submitter().submit_with_args(1, &args)
+                uring.submitter().submit_with_args(wanted, &args)
             }
         }
+    }
+
+    /// Completions of this submission that are no reason to end the wait. One of them may say that its peer's buffer is full:
+    /// the standing tick then ends the wait soon, and without it all completions do.
+    fn silent_completions(&self) -> usize {
+        let silent = self.core.state.borrow().silent_sends;
+        let certain =
+            self.ticking && silent <= limits::SILENT_SENDS_MAX && !self.core.slabs.scarce();
+        if certain { silent } else { 0 }
     }
 
     /// How long this wait may last; `None`: until the next completion (the standing tick is one).
@@ -242,6 +259,7 @@ impl Driver {
         );
         let mut state = core.state.borrow_mut();
         state.now_ns = now_ns;
+        state.silent_sends = 0;
         let (mut ticked, mut worked) = (false, false);
         let found = self.completions.len() as u64;
         state.stats.completions += found;

@@ -17,22 +17,41 @@ pub(super) const VECTOR: usize = 64;
 /// A buffer larger than this is given back to the allocator, not kept for reuse.
 const SPARE_BYTES_MAX: usize = 64 * 1024;
 
-/// How many empty buffers a core keeps.
+/// How many empty buffers, and how many vectors, a core keeps.
 const SPARE_MAX: usize = 512;
 
 /// Buffers that no socket uses now, so that an idle socket holds none.
 #[derive(Default)]
-pub(super) struct Spare(Vec<Vec<u8>>);
+pub(super) struct Spare {
+    buffers: Vec<Vec<u8>>,
+    #[expect(
+        clippy::vec_box,
+        reason = "the kernel reads a vector in flight: it may not move"
+    )]
+    vectors: Vec<Box<Vector>>,
+}
 
 impl Spare {
     fn take(&mut self) -> Vec<u8> {
-        self.0.pop().unwrap_or_else(|| Vec::with_capacity(1024))
+        self.buffers
+            .pop()
+            .unwrap_or_else(|| Vec::with_capacity(1024))
+    }
+
+    fn take_vector(&mut self) -> Box<Vector> {
+        self.vectors.pop().unwrap_or_default()
+    }
+
+    fn give_vector(&mut self, vector: Box<Vector>) {
+        if self.vectors.len() < SPARE_MAX {
+            self.vectors.push(vector);
+        }
     }
 
     fn give(&mut self, mut buffer: Vec<u8>) {
-        if self.0.len() < SPARE_MAX && buffer.capacity() <= SPARE_BYTES_MAX {
+        if self.buffers.len() < SPARE_MAX && buffer.capacity() <= SPARE_BYTES_MAX {
             buffer.clear();
-            self.0.push(buffer);
+            self.buffers.push(buffer);
         }
     }
 }
@@ -65,6 +84,20 @@ pub(super) struct OutQueue {
 struct Vector {
     header: libc::msghdr,
     pieces: [libc::iovec; VECTOR],
+}
+
+impl Default for Vector {
+    fn default() -> Self {
+        let empty = libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        };
+        Vector {
+            // SAFETY: msghdr is plain data for which zero means "none" in every field.
+            header: unsafe { std::mem::zeroed() },
+            pieces: [empty; VECTOR],
+        }
+    }
 }
 
 /// What to hand to the kernel. The memory stays in place until [`OutQueue::sent`] or [`OutQueue::failed`].
@@ -107,7 +140,7 @@ impl OutQueue {
     }
 
     /// The next send; `None` while one is in flight or nothing waits.
-    pub(super) fn start(&mut self) -> Option<Outgoing> {
+    pub(super) fn start(&mut self, spare: &mut Spare) -> Option<Outgoing> {
         if self.in_flight > 0 || self.pieces.is_empty() {
             return None;
         }
@@ -116,18 +149,7 @@ impl OutQueue {
             let bytes = &self.pieces[0].bytes()[self.sent_of_first..];
             return Some(Outgoing::One(bytes.as_ptr(), bytes.len() as u32));
         }
-        let vector = self.vector.get_or_insert_with(|| {
-            let empty = libc::iovec {
-                iov_base: std::ptr::null_mut(),
-                iov_len: 0,
-            };
-            // SAFETY: msghdr is plain data for which zero means "none" in every field.
-            let header = unsafe { std::mem::zeroed() };
-            Box::new(Vector {
-                header,
-                pieces: [empty; VECTOR],
-            })
-        });
+        let vector = self.vector.get_or_insert_with(|| spare.take_vector());
         self.in_flight = self.pieces.len().min(VECTOR);
         let mut skip = self.sent_of_first;
         for (slot, piece) in vector.pieces.iter_mut().zip(&self.pieces) {
@@ -157,6 +179,9 @@ impl OutQueue {
             if let Some(Piece::Copied(buffer)) = self.pieces.pop_front() {
                 spare.give(buffer);
             }
+        }
+        if let Some(vector) = self.vector.take() {
+            spare.give_vector(vector);
         }
         self.shrink();
     }
@@ -217,7 +242,7 @@ mod tests {
                 false => queue.chunk(Chunk::from(bytes)),
             }
             if random.u8(..) < 60
-                && let Some(outgoing) = queue.start()
+                && let Some(outgoing) = queue.start(&mut spare)
             {
                 let offered = sent_bytes(&outgoing);
                 // Appending while a send is in flight must not touch what is in flight.
@@ -230,7 +255,7 @@ mod tests {
                 assert_eq!(queue.len(), written.len() - taken.len());
             }
         }
-        while let Some(outgoing) = queue.start() {
+        while let Some(outgoing) = queue.start(&mut spare) {
             let offered = sent_bytes(&outgoing);
             taken.extend_from_slice(&offered);
             queue.sent(offered.len(), &mut spare);

@@ -29,6 +29,9 @@ pub enum Queue {
 const SERVE_SHARES: usize = 900;
 const MIRROR_SHARES: usize = 100;
 
+/// Polls of mirror tasks in one of their turns, after which clients are looked at again.
+const MIRROR_POLLS: u32 = 64;
+
 /// Creates tasks in the two queues and counts those that are ready to run.
 #[derive(Clone)]
 pub struct Queues(Rc<Inner>);
@@ -38,6 +41,10 @@ struct Inner {
     mirror: TaskQueueHandle,
     serve_ready: Arc<AtomicUsize>,
     mirror_ready: Arc<AtomicUsize>,
+    /// Polls that mirror tasks have left until the driver passes them the core again.
+    mirror_polls: Cell<u32>,
+    /// Mirror tasks that are ready and found no poll left. They count as ready.
+    held: RefCell<Vec<Waker>>,
     panics: Cell<u64>,
 }
 
@@ -56,6 +63,8 @@ impl Queues {
             mirror: queue(MIRROR_SHARES, "mirror"),
             serve_ready: Arc::default(),
             mirror_ready: Arc::default(),
+            mirror_polls: Cell::new(MIRROR_POLLS),
+            held: RefCell::default(),
             panics: Cell::new(0),
         }))
     }
@@ -74,6 +83,7 @@ impl Queues {
                 task: OnceLock::new(),
             }),
             future: Box::pin(future),
+            queue,
             queues: self.clone(),
         };
         match glommio::spawn_local_into(tracked, handle) {
@@ -92,6 +102,32 @@ impl Queues {
     /// Runs the driver itself, outside the count of ready tasks.
     pub(super) fn serve_queue(&self) -> TaskQueueHandle {
         self.0.serve
+    }
+
+    /// Runs the baton itself, which is never held back.
+    pub(super) fn mirror_queue(&self) -> TaskQueueHandle {
+        self.0.mirror
+    }
+
+    /// Lets mirror tasks run for one turn of theirs.
+    pub(super) fn grant_mirror_turn(&self) {
+        self.0.mirror_polls.set(MIRROR_POLLS);
+        let mut held = std::mem::take(&mut *self.0.held.borrow_mut());
+        for task in held.drain(..) {
+            task.wake();
+        }
+        *self.0.held.borrow_mut() = held;
+    }
+
+    /// Whether a mirror task may run now. Otherwise it runs in the next turn.
+    fn takes_poll(&self, task: &Waker) -> bool {
+        let left = self.0.mirror_polls.get();
+        if left == 0 {
+            self.0.held.borrow_mut().push(task.clone());
+            return false;
+        }
+        self.0.mirror_polls.set(left - 1);
+        true
     }
 
     pub(super) fn serve_ready(&self) -> bool {
@@ -143,6 +179,7 @@ impl Wake for Mark {
 struct Tracked<F> {
     mark: Arc<Mark>,
     future: Pin<Box<F>>,
+    queue: Queue,
     queues: Queues,
 }
 
@@ -152,6 +189,9 @@ impl<F: Future<Output = ()>> Future for Tracked<F> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         this.mark.task.get_or_init(|| cx.waker().clone());
+        if this.queue == Queue::Mirror && !this.queues.takes_poll(cx.waker()) {
+            return Poll::Pending;
+        }
         if this.mark.state.swap(IDLE, Ordering::AcqRel) == READY {
             this.mark.ready.fetch_sub(1, Ordering::Relaxed);
         }

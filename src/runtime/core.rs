@@ -13,6 +13,7 @@ use glommio::{LocalExecutorBuilder, Placement};
 use super::listeners::Bound;
 use super::{CoreMessage, CoreSender, MESSAGES_MAX, StartError};
 use crate::config::{Config, RingConfig};
+use crate::limits;
 use crate::metrics::Registry;
 use crate::proxy::Context;
 use crate::proxy::context::Event;
@@ -89,7 +90,7 @@ pub(super) fn start(seed: CoreSeed) -> Result<CoreHandle, StartError> {
                     .name(&format!("core-{cpu}"))
                     .io_memory(EXECUTOR_IO_MEMORY)
                     .ring_depth(EXECUTOR_RING_DEPTH)
-                    .preempt_timer(Duration::from_millis(20))
+                    .preempt_timer(limits::PREEMPT)
                     .make();
                 match executor {
                     Ok(executor) => executor.run(run(seed, inbox, ready, drained)),
@@ -262,6 +263,7 @@ impl Core {
                         }
                         publish(&self.context);
                         ended.notify();
+                        self.context.ring.stop();
                         return;
                     }
                 }
