@@ -28,15 +28,6 @@ pub const PREEMPT: Duration = Duration::from_secs(86_400);
 /// How long such a sleep may last if it comes all the same.
 pub const UNPARK: Duration = Duration::from_millis(10);
 
-/// Bytes up to which a send takes what the peer's buffer has room for now, and is tried anew for the rest.
-pub const PROMPT_SEND_BYTES: usize = 64 * 1024;
-
-/// Sends to a peer whose buffer was full that wait for room in the kernel, before one is tried again that does not.
-pub const PATIENT_SENDS: u8 = 64;
-
-/// Sends of one turn up to which the wait looks past their completions; more of them are work enough for a turn.
-pub const SILENT_SENDS_MAX: usize = 256;
-
 /// The longest wait of an idle driver: ten wake-ups a second cost nothing one could measure.
 pub const IDLE_WAIT: Duration = Duration::from_millis(100);
 

@@ -228,27 +228,12 @@ pub(super) struct Slot {
     /// Tasks that wait for `out` to fall to a level.
     pub(super) writers: Vec<Waker>,
     pub(super) shutdown_wanted: bool,
-    /// Sends that may wait in the kernel before one is tried again that may not: set when the peer's buffer was full.
-    patient_sends: u8,
     closing: bool,
     pub(super) connect: Option<Connecting>,
     /// When bytes last came in or went out.
     pub(super) active_ns: u64,
     pub(super) accepted: VecDeque<OwnedFd>,
     pub(super) accepting: bool,
-}
-
-impl Slot {
-    /// Whether the send now started is small and its peer not known to be behind: it takes what the peer's buffer has room for
-    /// and ends at once, so its completion is in the queue when the submission returns.
-    fn is_sent_promptly(&self) -> bool {
-        self.patient_sends == 0 && self.out.len() <= limits::PROMPT_SEND_BYTES
-    }
-
-    /// Whether nobody does anything when this send ends.
-    fn sends_silently(&self) -> bool {
-        self.writers.is_empty() && !self.shutdown_wanted && !self.closing
-    }
 }
 
 /// How receiving ended.
@@ -281,8 +266,6 @@ pub(super) struct State {
     pub(super) now_ns: u64,
     pub(super) doorbell: Option<Waker>,
     pub(super) doorbell_rung: bool,
-    /// Sends since the last dispatch whose completions come at once and are news to nobody.
-    pub(super) silent_sends: usize,
     pub(super) stats: RingStats,
 }
 
@@ -360,14 +343,8 @@ impl State {
             let Some(outgoing) = entry.out.start(&mut self.spare) else {
                 continue;
             };
-            let flags = libc::MSG_NOSIGNAL
-                | if entry.is_sent_promptly() {
-                    self.silent_sends += usize::from(entry.sends_silently());
-                    libc::MSG_DONTWAIT
-                } else {
-                    // The kernel goes on by itself after a short send.
-                    libc::MSG_WAITALL
-                };
+            // WAITALL lets the kernel go on after a short send by itself.
+            let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
             match outgoing {
                 Outgoing::One(base, len) => {
                     let send = opcode::Send::new(fd, base, len).flags(flags).build();
@@ -569,14 +546,9 @@ impl State {
         let slot = &mut slots[key.slot as usize];
         slot.active_ns = *now_ns;
         slot.ops -= 1;
-        slot.patient_sends = slot.patient_sends.saturating_sub(1);
         match result {
             0.. if slot.send_error.is_none() => slot.out.sent(result as usize, spare),
             0.. => slot.out.failed(),
-            _ if result == -libc::EAGAIN && slot.send_error.is_none() => {
-                slot.out.sent(0, spare);
-                slot.patient_sends = limits::PATIENT_SENDS;
-            }
             error => {
                 slot.send_error.get_or_insert(-error);
                 slot.out.failed();

@@ -194,7 +194,6 @@ impl Driver {
         let core = self.core.clone();
         let uring = core.uring.borrow();
         let wait_ns = self.wait_ns(now_ns);
-        let wanted = 1 + self.silent_completions();
         if wait_ns == Some(0) {
             return poll_ring(&uring);
         }
@@ -212,22 +211,13 @@ impl Driver {
             }
         }
         match wait_ns {
-            None => uring.submit_and_wait(wanted),
+            None => uring.submit_and_wait(1),
             Some(wait) => {
                 let wait = timespec(Duration::from_nanos(wait));
                 let args = types::SubmitArgs::new().timespec(&wait);
-                uring.submitter().submit_with_args(wanted, &args)
+                uring.submitter().submit_with_args(1, &args)
             }
         }
-    }
-
-    /// Completions of this submission that are no reason to end the wait. One of them may say that its peer's buffer is full:
-    /// the standing tick then ends the wait soon, and without it all completions do.
-    fn silent_completions(&self) -> usize {
-        let silent = self.core.state.borrow().silent_sends;
-        let certain =
-            self.ticking && silent <= limits::SILENT_SENDS_MAX && !self.core.slabs.scarce();
-        if certain { silent } else { 0 }
     }
 
     /// How long this wait may last; `None`: until the next completion (the standing tick is one).
@@ -259,7 +249,6 @@ impl Driver {
         );
         let mut state = core.state.borrow_mut();
         state.now_ns = now_ns;
-        state.silent_sends = 0;
         let (mut ticked, mut worked) = (false, false);
         let found = self.completions.len() as u64;
         state.stats.completions += found;
