@@ -490,7 +490,8 @@ impl Entry {
         if changes_logins(pending.command) {
             units.source.lanes.renew();
         }
-        units.count(&pending, frame, units.context.ring.now_ns());
+        let now_ns = units.context.ring.now_ns();
+        units.count(&pending, frame, over.backend, now_ns);
         session.learn_size(bytes);
         if !units.is_idle() {
             let error = matches!(frame.bytes().first(), Some(b'-' | b'!'));
