@@ -291,8 +291,14 @@ pub const REDIS_HELD_BYTES_MAX: usize = 64 * 1024;
 /// crosses. A quarter of a millisecond on a 10-gigabit link.
 pub const REDIS_LANE_REPLY_BYTES: usize = 256 * 1024;
 
-/// Smaller replies in a row until such a client is trusted with a lane again.
+/// Smaller replies in a row until such a client is trusted with a lane again; twice as many each time it happens again.
 pub const REDIS_HEAVY_REPLIES: u32 = 32;
+
+/// How often that doubles: 32 << 10 replies are minutes of an ordinary client.
+pub const REDIS_HEAVY_DOUBLINGS: u32 = 10;
+
+/// A lane that waits for a slow client looks this often whether the client is still there.
+pub const REDIS_PACED_LOOK: Duration = Duration::from_secs(1);
 
 /// Replies of a client that may be outstanding on a lane at first; one more with every small reply, half with every
 /// large one. What a client that does not read may make us hold is this times the reply's size.

@@ -1,5 +1,5 @@
 //! A mirror that lies now and then is found out each time, and one that does not is never accused. The dual-write half of
-//! this, with writers that race for the same keys, is in `redis_dual_write`.
+//! this, with writers that race for the same keys, is in `redis_dual_truth`.
 //!
 //! 50,000 commands by default, `PARHELION_HONEST_COMMANDS=1000000` for more.
 

@@ -156,7 +156,7 @@ fn by_fingerprint(query: &QueryTotal) -> Value {
 /// The primary's numbers are of the same commands.
 fn by_command(mirror: &MirrorTotal) -> Vec<Value> {
     let mut items = Vec::new();
-    for (command, theirs) in &mirror.commands {
+    for (command, theirs) in &mirror.all_commands() {
         let ours = mirror.primary_commands.get(command).copied();
         let ours = ours.unwrap_or_default();
         let calls = theirs.ok + theirs.errors;

@@ -161,7 +161,7 @@ fn database(source: &SourceTotal) -> Value {
             "idle": source.connections_idle,
             "reconnects": source.reconnects,
         },
-        "commands": commands(&source.commands),
+        "commands": commands(&source.all_commands()),
     })
 }
 
@@ -279,7 +279,8 @@ fn commands(totals: &BTreeMap<&'static str, CommandTotal>) -> Value {
 
 /// The commands of a mirror, each with the primary's answers to the same ones.
 fn paired_commands(total: &MirrorTotal) -> Value {
-    let list = total.commands.iter();
+    let all = total.all_commands();
+    let list = all.iter();
     list.map(|(name, mirror)| {
         let mut value = command(mirror);
         if let Some(primary) = total.primary_commands.get(name) {

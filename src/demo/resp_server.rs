@@ -418,6 +418,55 @@ mod tests {
         "SELECT 3", "GET t", "DBSIZE", "SELECT 99", "SELECT x", "CLIENT SETNAME me", "CLIENT GETNAME", "FLUSHALL", "DBSIZE",
     ];
 
+    /// Every read on data of every type and on what is not there.
+    #[rustfmt::skip]
+    const READS: &[&str] = &[
+        "EXISTS a", "EXISTS nosuch", "EXISTS a nosuch a", "GET a", "GET empty", "GET nosuch", "HGET h f", "HGET h nosuch", "HGET nosuch f",
+        "HGETALL h", "HGETALL h2", "HGETALL nosuch", "LLEN l", "LLEN nosuch", "LRANGE l 0 -1", "LRANGE l 0 0", "LRANGE nosuch 0 5",
+        "MGET a", "MGET a nosuch", "MGET nosuch a", "MGET nosuch", "MGET nosuch nothing", "MGET nosuch nothing nowhere", "SCARD s",
+        "SCARD nosuch", "SMEMBERS s", "SMEMBERS nosuch", "STRLEN a", "STRLEN nosuch",
+    ];
+
+    #[test]
+    fn whatever_it_falsifies_differs_by_the_rules_of_the_comparison() {
+        use crate::protocol::resp::compare::{Comparison, compare};
+        use crate::protocol::resp::{Request, command};
+        let data = [
+            "SET a 1",
+            "HSET h f v",
+            "HSET h2 f v g w",
+            "LPUSH l a b",
+            "SADD s 1 2",
+        ];
+        for version in ["HELLO 2", "HELLO 3"] {
+            for read in READS {
+                let honest = RespServer::start(RespOptions::default()).unwrap();
+                let lying = RespServer::start(RespOptions {
+                    wrong_every: 1,
+                    ..RespOptions::default()
+                })
+                .unwrap();
+                let script = [&[version], &data[..], &["SET empty ", read]].concat();
+                let [ours, theirs] = [&honest, &lying]
+                    .map(|server| replies(server.address(), &script).pop().unwrap());
+                let bytes = encode(&read.split(' ').collect::<Vec<_>>());
+                let request = Request::parse(&bytes);
+                let found = compare(command::lookup_request(&request), &request, &ours, &theirs);
+                let shown = (
+                    ours.escape_ascii().to_string(),
+                    theirs.escape_ascii().to_string(),
+                );
+                match lying.falsified() {
+                    0 => assert_eq!(found, Comparison::Equal, "{version}, {read}: {shown:?}"),
+                    _ => assert!(
+                        matches!(found, Comparison::Different(_)),
+                        "{version}, {read}: {shown:?} is {found:?}"
+                    ),
+                }
+            }
+        }
+    }
+
     #[test]
     fn it_answers_as_redis_does_in_both_protocol_versions() {
         let real = RedisServer::start(RedisOptions::default()).unwrap();

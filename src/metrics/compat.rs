@@ -155,15 +155,19 @@ fn mirrors(scrape: &Scrape, value: impl Fn(&MirrorTotal) -> u64) -> u64 {
 
 fn write_failures(mirror: &MirrorTotal) -> u64 {
     let all = mirror.commands.values();
+    let all = all.chain(mirror.following_primary.values());
     all.flat_map(|command| command.write_failures).sum()
 }
 
 /// By backend and command.
 fn commands(scrape: &Scrape) -> BTreeMap<(&'static str, &'static str), CommandTotal> {
     let mut sums: BTreeMap<_, CommandTotal> = BTreeMap::new();
-    let primary = scrape.sources.iter().map(|s| ("primary", &s.commands));
-    let secondary = scrape.mirrors.iter().map(|m| ("secondary", &m.commands));
-    for (backend, totals) in primary.chain(secondary) {
+    let (sources, mirrors) = (&scrape.sources, &scrape.mirrors);
+    let primary = sources.iter().map(|s| ("primary", &s.commands));
+    let in_front = sources.iter().map(|s| ("secondary", &s.secondary_commands));
+    let secondary = mirrors.iter().map(|m| ("secondary", &m.commands));
+    let behind = mirrors.iter().map(|m| ("primary", &m.following_primary));
+    for (backend, totals) in primary.chain(in_front).chain(secondary).chain(behind) {
         for (command, total) in totals {
             sums.entry((backend, *command)).or_default().merge(total);
         }

@@ -106,6 +106,8 @@ pub struct SourceMetrics {
     pub reconnects: Counter,
     /// By command (Redis only).
     pub commands: CommandTable,
+    /// The same of the secondary of a dual write, while that is in front.
+    pub secondary_commands: CommandTable,
 }
 
 impl SourceMetrics {
@@ -123,6 +125,7 @@ impl SourceMetrics {
             connections_idle: Counter::default(),
             reconnects: Counter::default(),
             commands: CommandTable::new(command_slots(protocol)),
+            secondary_commands: CommandTable::new(command_slots(protocol)),
         }
     }
 
@@ -204,6 +207,8 @@ pub struct MirrorMetrics {
     pub pubsub_extra: Counter,
     /// By command (Redis only).
     pub commands: CommandTable,
+    /// The same of the primary of a dual write, while it follows the secondary.
+    pub following_primary: CommandTable,
     /// The primary's answers to the same commands: the fair counterpart of `commands`.
     pub primary_commands: CommandTable,
     /// By query fingerprint (Postgres only).
@@ -246,6 +251,7 @@ impl MirrorMetrics {
             pubsub_missing: Counter::default(),
             pubsub_extra: Counter::default(),
             commands: CommandTable::new(command_slots(protocol)),
+            following_primary: CommandTable::new(command_slots(protocol)),
             primary_commands: CommandTable::new(command_slots(protocol)),
             queries: QueryTable::new(query_slots(protocol)),
             settings,

@@ -32,7 +32,7 @@ pub use self::process::ProcessSample;
 pub use self::query::{QueryMetrics, QueryTable, QueryTotal};
 pub use self::registry::Registry;
 pub use self::table::TABLE;
-pub use self::totals::{CoreTotal, Latency, ListenerTotal, MirrorTotal, SourceTotal};
+pub use self::totals::{ByCommand, CoreTotal, Latency, ListenerTotal, MirrorTotal, SourceTotal};
 
 pub use crate::mirror::ledger::Counter;
 

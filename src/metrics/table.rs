@@ -3,10 +3,12 @@
 //! The names are an interface: dashboards and alerts of users hang on them. `tests/control_metrics.rs` holds the
 //! exposed text and this table to each other.
 
+use std::collections::BTreeMap;
+
 use super::metric::{Kind, Metric, Scrape};
 use super::{
-    CommandTotal, CoreTotal, DivergenceKind, ListenerTotal, MirrorTotal, Protocol, SourceTotal,
-    WriteFailure,
+    ByCommand, CommandTotal, CoreTotal, DivergenceKind, ListenerTotal, MirrorTotal, Protocol,
+    SourceTotal, WriteFailure,
 };
 use crate::mirror::ledger::DropReason;
 
@@ -756,14 +758,33 @@ fn per_mirror(scrape: &Scrape, mut each: impl FnMut(&MirrorTotal, [&str; 3])) {
 
 /// The primary's commands under backend `primary`, each mirror's under its destination's name.
 fn per_command(scrape: &Scrape, mut each: impl FnMut([&str; 3], &CommandTotal)) {
+    // A secondary in front serves clients, and the primary behind it gets what is repeated.
+    let mut sums: BTreeMap<[&str; 3], CommandTotal> = BTreeMap::new();
     for source in &scrape.sources {
-        for (command, total) in &source.commands {
-            each([&source.name, "primary", command], total);
+        add(&mut sums, [&source.name, "primary"], &source.commands);
+        let mut duals = scrape.mirrors.iter().filter(|mirror| mirror.is_secondary);
+        if let Some(dual) = duals.find(|dual| dual.source == source.name) {
+            let labels = [source.name.as_str(), dual.destination.as_str()];
+            add(&mut sums, labels, &source.secondary_commands);
         }
     }
     for mirror in &scrape.mirrors {
-        for (command, total) in &mirror.commands {
-            each([&mirror.source, &mirror.destination, command], total);
-        }
+        let labels = [mirror.source.as_str(), mirror.destination.as_str()];
+        add(&mut sums, labels, &mirror.commands);
+        add(&mut sums, [labels[0], "primary"], &mirror.following_primary);
+    }
+    for (labels, total) in &sums {
+        each(*labels, total);
+    }
+}
+
+fn add<'a>(
+    sums: &mut BTreeMap<[&'a str; 3], CommandTotal>,
+    [database, backend]: [&'a str; 2],
+    commands: &'a ByCommand,
+) {
+    for (command, total) in commands {
+        let sum = sums.entry([database, backend, command]).or_default();
+        sum.merge(total);
     }
 }

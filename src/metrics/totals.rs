@@ -168,10 +168,28 @@ pub struct SourceTotal {
     /// Dialled again.
     pub reconnects: u64,
     /// By command.
-    pub commands: BTreeMap<&'static str, CommandTotal>,
+    pub commands: ByCommand,
+    /// The same of the secondary of a dual write, while that is in front.
+    pub secondary_commands: ByCommand,
+}
+
+/// Numbers by command.
+pub type ByCommand = BTreeMap<&'static str, CommandTotal>;
+
+fn together(one: &ByCommand, other: &ByCommand) -> ByCommand {
+    let mut sum = one.clone();
+    for (command, total) in other {
+        sum.entry(command).or_default().merge(total);
+    }
+    sum
 }
 
 impl SourceTotal {
+    /// By command, whoever was in front.
+    pub fn all_commands(&self) -> ByCommand {
+        together(&self.commands, &self.secondary_commands)
+    }
+
     pub(super) fn merge<'a>(cores: impl Iterator<Item = &'a SourceMetrics>) -> Self {
         let mut total = Self {
             name: String::new(),
@@ -186,6 +204,7 @@ impl SourceTotal {
             connections_idle: 0,
             reconnects: 0,
             commands: BTreeMap::new(),
+            secondary_commands: BTreeMap::new(),
         };
         for core in cores {
             if total.name.is_empty() {
@@ -202,6 +221,7 @@ impl SourceTotal {
             total.connections_idle += core.connections_idle.get();
             total.reconnects += core.reconnects.get();
             add_commands(&mut total.commands, &core.commands);
+            add_commands(&mut total.secondary_commands, &core.secondary_commands);
         }
         total
     }
@@ -268,9 +288,11 @@ pub struct MirrorTotal {
     /// Messages that only the mirror sent.
     pub pubsub_extra: u64,
     /// By command.
-    pub commands: BTreeMap<&'static str, CommandTotal>,
+    pub commands: ByCommand,
+    /// The same of the primary of a dual write, while it follows the secondary.
+    pub following_primary: ByCommand,
     /// The primary's answers to the same commands.
-    pub primary_commands: BTreeMap<&'static str, CommandTotal>,
+    pub primary_commands: ByCommand,
     /// The share of units offered.
     pub exposure: f64,
     /// Whether it is paused.
@@ -293,6 +315,11 @@ impl MirrorTotal {
             total.add(core);
         }
         total
+    }
+
+    /// By command, whoever followed.
+    pub fn all_commands(&self) -> ByCommand {
+        together(&self.commands, &self.following_primary)
     }
 
     /// Divergences of this kind.
@@ -352,6 +379,7 @@ impl MirrorTotal {
         self.pubsub_missing += core.pubsub_missing.get();
         self.pubsub_extra += core.pubsub_extra.get();
         add_commands(&mut self.commands, &core.commands);
+        add_commands(&mut self.following_primary, &core.following_primary);
         add_commands(&mut self.primary_commands, &core.primary_commands);
     }
 
@@ -384,6 +412,7 @@ impl MirrorTotal {
             pubsub_missing: 0,
             pubsub_extra: 0,
             commands: BTreeMap::new(),
+            following_primary: BTreeMap::new(),
             primary_commands: BTreeMap::new(),
             exposure: 0.0,
             paused: false,

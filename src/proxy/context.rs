@@ -109,6 +109,8 @@ pub trait Session {
     fn end_idle(&self);
     /// The mirrors of its source have changed: from its next unit on it may have to collect what it did not before.
     fn mirrors_changed(&self) {}
+    /// A connection that sessions shared takes nothing any more: who has no reply outstanding on it lets go of it.
+    fn lanes_changed(&self) {}
 }
 
 /// What an operator sees of a session.
@@ -244,6 +246,13 @@ impl Context {
         self.live_sessions()
             .iter()
             .for_each(|session| session.mirrors_changed());
+    }
+
+    /// Tells every session that a connection they shared is over.
+    pub fn lanes_changed(&self) {
+        self.live_sessions()
+            .iter()
+            .for_each(|session| session.lanes_changed());
     }
 
     /// Every session, for an operator.

@@ -86,9 +86,12 @@ impl Operator {
         names
     }
 
-    /// The dual write that a mirror's name stands for.
-    fn dual_of(&self, config: &Config, mirror: &str) -> Option<usize> {
-        let (from, to) = self.registry.resolve_mirror(mirror)?;
+    /// The dual write of this name: its primary's, as for the mode, or its secondary's, as of a mirror.
+    fn dual_of(&self, config: &Config, name: &str) -> Option<usize> {
+        let Some((from, to)) = self.registry.resolve_mirror(name) else {
+            let is_it = |dual: &DualWrite| ends(config, dual).0 == name;
+            return config.dual_write.iter().position(is_it);
+        };
         let is_it = |dual: &DualWrite| ends(config, dual) == (from.as_str(), to.as_str());
         config.dual_write.iter().position(is_it)
     }
@@ -109,15 +112,15 @@ impl Operator {
         Ok(Some(result))
     }
 
-    /// Refuses what a dual write cannot do: its secondary gets every write, in order, or it is none.
-    fn refuse_dual(&self, mirror: &str, what: &str) -> Result<(), CommandError> {
+    /// Refuses to pause or resume a dual write: its secondary gets every write, in order, or it is none.
+    fn refuse_dual(&self, mirror: &str) -> Result<(), CommandError> {
         let config = self.config.load();
         let Some(index) = self.dual_of(&config, mirror) else {
             return Ok(());
         };
         let (primary, _) = ends(&config, &config.dual_write[index]);
         Err(CommandError::Conflict(format!(
-            "{mirror:?} is the secondary of a dual write and cannot be {what}: it gets every write; the mode \
+            "{mirror:?} is a dual write and cannot be paused: its secondary gets every write; the mode \
              primary-only of {primary:?} stops it"
         )))
     }
@@ -186,7 +189,7 @@ impl Operator {
     }
 
     fn set_paused(&self, mirror: &str, paused: bool) -> Result<Value, CommandError> {
-        self.refuse_dual(mirror, "paused")?;
+        self.refuse_dual(mirror)?;
         let before = self.change_mirror(mirror, |_, settings| {
             let before = settings.paused();
             settings.set_paused(paused);
@@ -365,9 +368,18 @@ impl Commands for Operator {
     }
 
     fn reconnect(&self, mirror: &str) -> Result<Value, CommandError> {
-        self.refuse_dual(mirror, "reconnected")?;
-        self.change_mirror(mirror, |_, _| ())?;
-        let (source, destination) = self.registry.resolve_mirror(mirror).unwrap_or_default();
+        let config = self.config.load();
+        // What is on its way to a secondary gets lost like what is on its way to a mirror; its keys are copied again.
+        let (source, destination) = match self.dual_of(&config, mirror) {
+            Some(index) => {
+                let (primary, secondary) = ends(&config, &config.dual_write[index]);
+                (primary.to_owned(), secondary.to_owned())
+            }
+            None => {
+                self.change_mirror(mirror, |_, _| ())?;
+                self.registry.resolve_mirror(mirror).unwrap_or_default()
+            }
+        };
         self.tell_all(|| CoreMessage::Reconnect {
             source: source.clone(),
             destination: destination.clone(),

@@ -7,7 +7,7 @@ use parhelion::testing::redis::{RedisOptions, RedisServer};
 use parhelion::testing::wait::eventually;
 
 use super::proxy::{Proxy, ProxyOptions};
-use super::resp::{RespClient, clip};
+use super::resp::{RespClient, clip, encode};
 
 /// Nothing in these tests takes longer to come to rest.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -169,4 +169,26 @@ pub fn ok(client: &mut RespClient, args: &[&str]) -> Vec<u8> {
     let reply = client.call(args);
     assert_ne!(reply[0], b'-', "{args:?}: {}", clip(&reply));
     reply
+}
+
+/// Reads every key once, in pipelines.
+pub fn read_all(client: &mut RespClient, keys: usize) {
+    for first in (0..keys).step_by(50) {
+        let pipeline: Vec<u8> = (first..first + 50)
+            .flat_map(|number| encode(&["GET", &format!("k:{number}")]))
+            .collect();
+        client.send(&pipeline);
+        client.replies(50);
+    }
+}
+
+/// Writes every key once, in pipelines.
+pub fn fill(client: &mut RespClient, keys: usize) {
+    for first in (0..keys).step_by(50) {
+        let pipeline: Vec<u8> = (first..first + 50)
+            .flat_map(|number| encode(&["SET", &format!("k:{number}"), &format!("value:{number}")]))
+            .collect();
+        client.send(&pipeline);
+        client.replies(50);
+    }
 }

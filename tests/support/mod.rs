@@ -5,6 +5,7 @@
 
 pub mod dual;
 pub mod faults;
+pub mod ingest;
 pub mod pg;
 pub mod pg_front;
 pub mod pg_pair;

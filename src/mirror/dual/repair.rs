@@ -252,6 +252,17 @@ pub fn run_id(info: &[u8]) -> Option<Box<[u8]>> {
         .map(|id| id.trim_ascii().into())
 }
 
+/// The version whose commands the server knows, from `INFO server`: major and minor. Valkey and others name the Redis that
+/// they are compatible with.
+pub fn version(info: &[u8]) -> Option<(u32, u32)> {
+    let text = Reply::parse(info).text()?;
+    let mut lines = text.split(|byte| *byte == b'\n');
+    let line = lines.find_map(|line| line.strip_prefix(b"redis_version:"))?;
+    let mut numbers = std::str::from_utf8(line).ok()?.trim().split('.');
+    let mut number = || numbers.next()?.parse().ok();
+    Some((number()?, number()?))
+}
+
 /// The name of the first command, for messages.
 pub fn name_of(unit: &[u8]) -> String {
     let first = commands(unit).next().unwrap_or_default();

@@ -93,6 +93,8 @@ pub fn compare(
         (false, false) => {}
     }
     match (is_nothing(shape, primary), is_nothing(shape, mirror)) {
+        // Nils for keys that are not there: as many on both sides.
+        (true, true) if is_hollow(primary) || is_hollow(mirror) => {}
         (true, true) => return Equal,
         (false, true) => return Different(MigrationGap),
         (true, false) => return Different(ExtraData),
@@ -189,6 +191,11 @@ fn is_nothing(shape: ReplyShape, reply: Reply<'_>) -> bool {
             .all(|item| matches!(item, Item::Nil | Item::Open(_, _) | Item::Close)),
         _ => false,
     }
+}
+
+/// A list that holds something, if only nils.
+fn is_hollow(reply: Reply<'_>) -> bool {
+    class(reply.kind()) == Class::Aggregate && !reply.is_nil() && !reply.is_empty_collection()
 }
 
 /// What a type byte stands for in both RESP versions.

@@ -52,10 +52,12 @@ pub struct Rewrite {
     pub bytes: Vec<u8>,
     /// One entry per command.
     pub expected: SmallVec<[Expected; 2]>,
+    /// The backend in front makes a group's consumer even if it gives it no entry: Redis from 7.2 on.
+    pub consumers_made_idle: bool,
 }
 
 impl Rewrite {
-    /// Forgets the commands, keeps the memory.
+    /// Forgets the commands, keeps the memory and what is known of the backend.
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.expected.clear();

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use zeroize::Zeroize;
 
+use super::numbers;
 use crate::config::Database;
 use crate::limits::REDIS_MIRROR_REPLY_BYTES_MAX;
 use crate::protocol::resp::{ReplyFramer, Request};
@@ -128,11 +129,7 @@ pub(super) async fn establish(
     let timed = async {
         let socket = context.connect(database).await?;
         // Where a client begins is the database that the config names; the mirrors and the secondary hold it so too.
-        let db = if wanted.db == 0 {
-            database.db
-        } else {
-            wanted.db
-        };
+        let db = numbers::database(wanted.db, database.db);
         let wants_login = prepare(&socket, wanted, db).await?;
         Ok(Established {
             socket,

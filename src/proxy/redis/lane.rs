@@ -4,6 +4,10 @@
 //! piles up there, up to a bound for all clients of all cores ([`crate::limits::REDIS_SPILL_BYTES_MAX`]), beyond which the client that
 //! exceeds it is closed. Nobody else notices. When a lane is lost, every client with a reply outstanding on it is
 //! closed: a reply never reaches anybody but the one who asked.
+//!
+//! A lane on which a huge reply crosses is *retired*: commands that are already on their way wait for its bytes, later ones
+//! take another lane. Once nobody else waits behind the huge reply its client sets the pace, and nothing piles up.
+//! A retired lane ends with its last reply.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -12,20 +16,21 @@ use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::SharedSource;
 use super::collect::{Collected, Frame};
 use super::identity::{self, Identity, Unavailable, Wanted};
 use super::observe::Backend;
 use super::session::Session;
 use super::units::{Over, Pending};
+use super::{SharedSource, Source};
 use crate::limits::{
-    REDIS_COMPARE_BYTES, REDIS_HEAD_KEPT_BYTES, REDIS_LANE_IDLE_NS, REDIS_LANE_RETRY_NS,
-    REDIS_REPLY_BYTES_MAX, REDIS_SPILL_BYTES_MAX, SOCKET_SEND_BYTES,
+    REDIS_COMPARE_BYTES, REDIS_HEAD_KEPT_BYTES, REDIS_LANE_IDLE_NS, REDIS_LANE_REPLY_BYTES,
+    REDIS_LANE_RETRY_NS, REDIS_PACED_LOOK, REDIS_REPLY_BYTES_MAX, REDIS_SPILL_BYTES_MAX,
+    SOCKET_SEND_BYTES,
 };
 use crate::metrics::{self, OpenConnection};
 use crate::protocol::resp::tracker::{Disposition, UnitEnd};
 use crate::protocol::resp::{Command, ReplyError, ReplyFramer};
-use crate::proxy::Context;
+use crate::proxy::{Context, context};
 use crate::ring::{Chunk, Queue, Socket, WaitQueue};
 
 /// What the clients of one lane have in common.
@@ -51,6 +56,8 @@ pub struct Lanes {
     spilled: Cell<usize>,
     /// What the last connection without credentials has shown.
     wants_login: Cell<bool>,
+    /// Lanes that take no commands any more and still owe replies.
+    retired: RefCell<Vec<Rc<Lane>>>,
 }
 
 /// The place of a lane; at most one connection attempt at a time.
@@ -129,6 +136,19 @@ impl Lanes {
         self.slots.borrow_mut().retain(|_, slot| slot.opening.get());
     }
 
+    /// Lets no later command onto a lane on which a huge reply crosses.
+    fn retire(&self, lane: &Rc<Lane>) {
+        lane.alive.set(false);
+        lane.retired.set(true);
+        self.retired.borrow_mut().push(lane.clone());
+    }
+
+    /// Forgets a lane that owes nothing any more.
+    fn forget(&self, lane: &Rc<Lane>) {
+        let other = |other: &Rc<Lane>| !Rc::ptr_eq(other, lane);
+        self.retired.borrow_mut().retain(other);
+    }
+
     /// Notes a client whose replies pile up. False: there is no room for more of them.
     pub(super) fn spill(&self, session: &Rc<Session>) -> bool {
         if !session.spilling.replace(true) {
@@ -193,7 +213,9 @@ async fn open(context: Rc<Context>, source: SharedSource, slot: Rc<Slot>, key: L
                 stream: context.new_client().0,
                 context: context.clone(),
                 wants_login: established.wants_login,
+                source: Rc::downgrade(&source),
                 alive: Cell::new(true),
+                retired: Cell::new(false),
                 used_ns: Cell::new(context.ring.now_ns()),
                 state: RefCell::new(State::default()),
                 socket: established.socket,
@@ -222,7 +244,11 @@ pub(super) struct Lane {
     pub wants_login: bool,
     context: Rc<Context>,
     socket: Socket,
+    source: Weak<Source>,
+    /// Commands can be sent.
     alive: Cell<bool>,
+    /// What is on its way is answered, and nothing else.
+    retired: Cell<bool>,
     used_ns: Cell<u64>,
     state: RefCell<State>,
     _open: OpenConnection,
@@ -310,7 +336,7 @@ impl Lane {
     }
 
     /// Sends the replies in `chunk` to their clients.
-    fn route(&self, chunk: &Chunk) -> Result<(), Broken> {
+    fn route(self: &Rc<Self>, chunk: &Chunk) -> Result<(), Broken> {
         let state = &mut *self.state.borrow_mut();
         let over = Over {
             db: self.key.db,
@@ -346,6 +372,9 @@ impl Lane {
                     false => REDIS_COMPARE_BYTES,
                 };
                 state.reply.push(&chunk[piece], kept);
+                if state.reply_bytes > REDIS_LANE_REPLY_BYTES && self.alive.get() {
+                    front.session.units.source.lanes.retire(self);
+                }
                 continue;
             }
             let Some(entry) = state.fifo.pop_front() else {
@@ -363,6 +392,43 @@ impl Lane {
         }
         run.flush(chunk);
         Ok(())
+    }
+
+    /// What a retired lane waits for before it reads on. False: everything is answered.
+    async fn paced(&self) -> bool {
+        loop {
+            let session = {
+                let fifo = &self.state.borrow().fifo;
+                let Some(front) = fifo.front() else {
+                    return false;
+                };
+                if fifo
+                    .iter()
+                    .any(|entry| !Rc::ptr_eq(&entry.session, &front.session))
+                {
+                    return true;
+                }
+                front.session.clone()
+            };
+            let Some(client) = context::Session::client(&*session) else {
+                return true;
+            };
+            let drained = client.drained(SOCKET_SEND_BYTES);
+            // Its session may end meanwhile, and must not be kept from closing the client.
+            match self.context.ring.timeout(REDIS_PACED_LOOK, drained).await {
+                Ok(_) => return true,
+                Err(_) => drop(client),
+            }
+        }
+    }
+
+    /// Closes the connection of a retired lane that owes nothing any more.
+    fn finish(self: &Rc<Self>) {
+        if let Some(source) = self.source.upgrade() {
+            source.lanes.forget(self);
+        }
+        self.socket.shutdown_write();
+        self.context.lanes_changed();
     }
 
     /// Closes every client that waits for a reply.
@@ -397,6 +463,9 @@ async fn read(socket: Socket, lane: Weak<Lane>) {
                 if let Err(broken) = lane.route(&chunk) {
                     break broken.to_string();
                 }
+                if lane.retired.get() && !lane.paced().await {
+                    return lane.finish();
+                }
             }
             Ok(None) => break "it closed the connection".to_owned(),
             Err(error) => break error.to_string(),
@@ -404,6 +473,9 @@ async fn read(socket: Socket, lane: Weak<Lane>) {
     };
     if let Some(lane) = lane.upgrade() {
         lane.lose(&why);
+        if lane.retired.get() {
+            lane.finish();
+        }
     }
 }
 
@@ -418,7 +490,8 @@ impl Entry {
         if changes_logins(pending.command) {
             units.source.lanes.renew();
         }
-        units.count(&pending, frame, units.context.ring.now_ns());
+        let now_ns = units.context.ring.now_ns();
+        units.count(&pending, frame, over.backend, now_ns);
         session.learn_size(bytes);
         if !units.is_idle() {
             let error = matches!(frame.bytes().first(), Some(b'-' | b'!'));

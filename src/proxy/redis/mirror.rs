@@ -10,6 +10,7 @@ use futures_lite::future::or;
 use super::RedisOutcome;
 use super::collect::{Collected, Frame};
 use super::judge::{self, Judgement};
+use super::numbers;
 use super::outcome::is_write;
 use crate::config::Compare;
 use crate::limits::{
@@ -339,11 +340,7 @@ impl Lane {
             self.command(&[b"HELLO", &version]);
             self.flights.push_back(Flight::Preamble);
         }
-        let db = if outcome.db == 0 {
-            default_db
-        } else {
-            outcome.db
-        };
+        let db = numbers::database(outcome.db, default_db);
         if db != self.db {
             self.db = db;
             self.command(&[b"SELECT", db.to_string().as_bytes()]);

@@ -11,6 +11,7 @@ mod identity;
 mod judge;
 mod lane;
 mod mirror;
+mod numbers;
 pub mod observe;
 mod outcome;
 mod own;

@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use super::collect::{Collected, Frame};
 use super::identity::Identity;
 use super::lane;
+use super::numbers;
 use super::observe::Backend;
 use super::route;
 use super::session::Session;
@@ -24,6 +25,8 @@ pub(super) struct Own {
     pub socket: Socket,
     pub backend: Backend,
     stream: u64,
+    /// The database in which the backend's clients begin.
+    home: u32,
     /// Replies to come that are ours.
     pub swallow: Cell<u32>,
     state: RefCell<State>,
@@ -87,20 +90,21 @@ impl Change {
 }
 
 impl Own {
-    /// A connection that was brought to this database and version.
+    /// A connection that was brought to this database and version; clients begin in `home`.
     pub fn new(
         socket: Socket,
         backend: Backend,
         stream: u64,
-        (db, resp): (u32, u8),
+        (db, home, resp): (u32, u32, u8),
         open: OpenConnection,
     ) -> Own {
         let mut tracker = Tracker::new();
-        tracker.set_initial(db, resp);
+        tracker.set_initial(numbers::database(db, home), resp);
         Own {
             socket,
             backend,
             stream,
+            home,
             swallow: Cell::new(0),
             state: RefCell::new(State {
                 replies: ReplyFramer::new(REDIS_REPLY_BYTES_MAX),
@@ -168,7 +172,7 @@ impl Own {
             // Its reply may never come.
             session.sticky.set(true);
         }
-        let db = state.tracker.db();
+        let db = numbers::called(state.tracker.db(), self.home);
         let silent = matches!(
             disposition,
             Disposition::NotMirrored(NotMirrored::NoReply | NotMirrored::AfterQuit)
@@ -195,7 +199,7 @@ impl Own {
                     tracing::debug!(client = session.units.id.0, %error,
                         "the replies to a client cannot be followed: it is not mirrored any more");
                     state.followed = false;
-                    state.abandon(session);
+                    state.abandon(session, self.home);
                     break;
                 }
             };
@@ -245,13 +249,14 @@ impl Own {
             change,
         } = tag;
         let over = Over {
-            db: state.tracker.db(),
+            db: numbers::called(state.tracker.db(), self.home),
             resp: state.tracker.resp(),
             backend: self.backend,
             stream: self.stream,
         };
         let units = &session.units;
-        units.count(&pending, frame, units.context.ring.now_ns());
+        let now_ns = units.context.ring.now_ns();
+        units.count(&pending, frame, self.backend, now_ns);
         if lane::changes_logins(pending.command) {
             units.source.lanes.renew();
         }
@@ -264,7 +269,13 @@ impl Own {
             if sticks || (queued && change.is_some()) {
                 session.sticky.set(true);
             } else if let Some(change) = change {
+                let reset = change.reset;
                 session.changed(*change);
+                if reset && self.home != 0 && state.tracker.is_empty() {
+                    // The server is in its database 0 now, and a client that begins anew in `home`.
+                    session.now_at(0, over.resp);
+                    session.close_own();
+                }
             }
         }
         units.step(&mut state.transaction, pending, end, frame, over);
@@ -273,15 +284,15 @@ impl Own {
     /// The connection is over. True: its client cannot do without it.
     pub fn lost(&self, session: &Session) -> bool {
         let tied = self.is_tied() || self.swallow.get() > 0;
-        self.state.borrow_mut().abandon(session);
+        self.state.borrow_mut().abandon(session, self.home);
         tied
     }
 }
 
 impl State {
-    fn abandon(&mut self, session: &Session) {
+    fn abandon(&mut self, session: &Session, home: u32) {
         let units = &session.units;
-        let db = self.tracker.db();
+        let db = numbers::called(self.tracker.db(), home);
         for tag in self.tracker.drain() {
             units.abandon(tag.pending, db);
         }

@@ -62,6 +62,8 @@ pub(super) struct Session {
     window: Cell<usize>,
     /// Replies until a client whose replies are large is trusted with a lane again.
     heavy: Cell<u32>,
+    /// How often it has got one over a lane.
+    offences: Cell<u32>,
     /// It has written over a lane since its own connection last had a write.
     wrote: Cell<bool>,
     draining: Cell<bool>,
@@ -147,6 +149,7 @@ impl Session {
             progress: Notify::default(),
             window: Cell::new(REDIS_WINDOW_FIRST),
             heavy: Cell::new(0),
+            offences: Cell::new(0),
             wrote: Cell::new(false),
             draining: Cell::new(false),
             ended: Cell::new(false),
@@ -203,7 +206,11 @@ impl Session {
                     self.outstanding_at_most(self.window.get() / 2).await;
                     client.drained(SOCKET_SEND_BYTES).await.is_ok()
                 }
-                Step::OpenLane => self.open_lane().await,
+                Step::OpenLane => {
+                    // Replies that come over a retired lane come first.
+                    self.outstanding_at_most(0).await;
+                    self.ended.get() || self.open_lane().await
+                }
                 Step::OwnNeeded => {
                     self.outstanding_at_most(0).await;
                     self.ended.get() || self.own.borrow().is_some() || self.open_own().await
@@ -291,6 +298,13 @@ impl context::Session for Session {
 
     fn client(&self) -> Option<Socket> {
         self.client.borrow().clone()
+    }
+
+    fn lanes_changed(&self) {
+        if self.outstanding.get() == 0 {
+            let ended = |lane: &mut Rc<Lane>| !lane.is_alive();
+            self.lane.borrow_mut().take_if(ended);
+        }
     }
 
     fn is_quiet(&self) -> bool {

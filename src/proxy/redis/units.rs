@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use super::collect::Frame;
-use super::observe::Answered;
+use super::observe::{Answered, Backend};
 use super::outcome::is_write;
 use super::{RedisOutcome, SharedSource};
 use crate::limits::REDIS_COMPARE_BYTES;
@@ -69,7 +69,7 @@ pub(super) struct Transaction {
 pub(super) struct Over {
     pub db: u32,
     pub resp: u8,
-    pub backend: super::observe::Backend,
+    pub backend: Backend,
     /// The connection.
     pub stream: u64,
 }
@@ -167,7 +167,7 @@ impl Units {
     }
 
     /// Counts a reply.
-    pub fn count(&self, pending: &Pending, frame: &Frame<'_>, now_ns: u64) {
+    pub fn count(&self, pending: &Pending, frame: &Frame<'_>, backend: Backend, now_ns: u64) {
         let latency_ns = now_ns.saturating_sub(pending.arrived_ns);
         let metrics = &self.source.metrics;
         metrics.requests.add(1);
@@ -180,11 +180,11 @@ impl Units {
             metrics.errors.count(ErrorWord::of_redis(frame.bytes()));
             self.fail(pending.command);
         }
-        let command = match pending.command {
-            Some(command) => metrics.commands.at(command.index(), command.name()),
-            None => metrics.commands.other(),
+        let commands = match backend {
+            Backend::Primary => &metrics.commands,
+            Backend::Secondary => &metrics.secondary_commands,
         };
-        command.record(!failed, latency_ns);
+        commands.of(pending.command).record(!failed, latency_ns);
     }
 
     /// Counts a command that the primary refused or did not answer.

@@ -79,6 +79,17 @@ fn emptiness_tells_a_gap_from_a_mismatch() {
 }
 
 #[test]
+fn a_list_of_nils_is_as_long_on_both_sides() {
+    let nils = |count: usize| format!("*{count}\r\n{}", "$-1\r\n".repeat(count));
+    assert_eq!(check("MGET a b", &nils(2), "*2\r\n_\r\n_\r\n"), Equal);
+    for (ours, theirs) in [(2, 1), (1, 2), (1, 0), (0, 1)] {
+        let found = check("MGET a b", &nils(ours), &nils(theirs));
+        assert_eq!(found, Different(DataMismatch), "{ours} {theirs}");
+    }
+    assert_eq!(check("XREAD STREAMS k 0", "*-1\r\n", "*0\r\n"), Equal);
+}
+
+#[test]
 fn an_error_of_the_mirror_is_never_a_gap() {
     assert_eq!(
         check("GET k", "$-1\r\n", "-ERR x\r\n"),

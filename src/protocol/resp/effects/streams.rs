@@ -55,11 +55,12 @@ pub(super) fn group_read(
     now_unix_ms: u64,
     out: &mut Rewrite,
 ) -> Replay {
-    if reply.is_nil() {
-        return Replay::Nothing;
-    }
     let Some(call) = GroupRead::of(request) else {
-        return Replay::Verbatim;
+        return if reply.is_nil() {
+            Replay::Nothing
+        } else {
+            Replay::Verbatim
+        };
     };
     let before = out.expected.len();
     let now = now_unix_ms.to_string();
@@ -68,10 +69,12 @@ pub(super) fn group_read(
         let Some(from) = call.id_of(request, stream) else {
             continue;
         };
+        let new = from == b">";
         if ids.is_empty() {
+            // Who asks for its past is made by every version.
+            make_consumer(stream, call.group, call.consumer, out);
             continue;
         }
-        let new = from == b">";
         let count = ids.len().to_string();
         let mut args: Vec<&[u8]> = vec![b"XREADGROUP", b"GROUP", call.group, call.consumer];
         args.extend([b"COUNT".as_slice(), count.as_bytes()]);
@@ -89,11 +92,29 @@ pub(super) fn group_read(
             out.push(expected, args);
         }
     }
+    if out.consumers_made_idle {
+        let answered = |stream: &[u8]| streams_of(reply).any(|(name, _)| name == stream);
+        for stream in call.streams_of(request).filter(|stream| !answered(stream)) {
+            make_consumer(stream, call.group, call.consumer, out);
+        }
+    }
     if out.expected.len() == before {
         Replay::Nothing
     } else {
         Replay::Rewritten
     }
+}
+
+/// A consumer that got nothing stands in the group all the same.
+fn make_consumer(stream: &[u8], group: &[u8], consumer: &[u8], out: &mut Rewrite) {
+    let args = [
+        b"XGROUP",
+        b"CREATECONSUMER".as_slice(),
+        stream,
+        group,
+        consumer,
+    ];
+    out.push(Expected::Anything, args);
 }
 
 /// The streams of a reply with their entries: pairs (RESP2) or a map (RESP3).
@@ -148,6 +169,12 @@ impl<'a> GroupRead<'a> {
         None
     }
 
+    /// The keys that it reads.
+    fn streams_of(&self, request: &'a Request<'_>) -> impl Iterator<Item = &'a [u8]> {
+        let count = request.len().saturating_sub(self.streams) / 2;
+        (self.streams..self.streams + count).filter_map(|at| request.arg(at))
+    }
+
     fn id_of(&self, request: &'a Request<'_>, stream: &[u8]) -> Option<&'a [u8]> {
         let count = request.len().checked_sub(self.streams)? / 2;
         let at =
@@ -198,6 +225,8 @@ pub(super) fn claimed(
             args.push(b"JUSTID");
         }
         out.push(Expected::Something, args);
+    } else if out.consumers_made_idle {
+        make_consumer(key, group, consumer, out);
     }
     let gone: Vec<&[u8]> = deleted
         .into_iter()

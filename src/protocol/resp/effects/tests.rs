@@ -5,11 +5,14 @@ const NOW: u64 = 1_700_000_000_000;
 
 /// What becomes of a command line and a reply; commands as words, one per line.
 fn run(line: &str, reply: &str) -> (Replay, Vec<String>) {
+    run_with(line, reply, Rewrite::default())
+}
+
+fn run_with(line: &str, reply: &str, mut out: Rewrite) -> (Replay, Vec<String>) {
     let mut bytes = Vec::new();
     encode(&mut bytes, line.split(' '));
     let request = Request::parse(&bytes);
     let reply = reply.replace(' ', "\r\n") + "\r\n";
-    let mut out = Rewrite::default();
     let replay = effects(
         lookup_request(&request),
         &request,
@@ -188,7 +191,12 @@ fn stream_commands_name_what_the_primary_decided() {
         "*1 *2 $1 s *1 *2 $3 1-0 *2 $1 f $1 v",
         &["XREADGROUP GROUP g c COUNT 1 STREAMS s 0"],
     );
-    nothing("XREADGROUP GROUP g c STREAMS s 0", "*1 *2 $1 s *0");
+    // A consumer that asks for its past is made, even if it has none.
+    becomes(
+        "XREADGROUP GROUP g c STREAMS s 0",
+        "*1 *2 $1 s *0",
+        &["XGROUP CREATECONSUMER s g c"],
+    );
     nothing("XREADGROUP GROUP g c STREAMS s >", "*-1");
     becomes(
         "XCLAIM s g c 1000 1-0 2-0 RETRYCOUNT 3 IDLE 5 JUSTID",
@@ -201,6 +209,41 @@ fn stream_commands_name_what_the_primary_decided() {
         &["XCLAIM s g c 0 1-0 TIME 1700000000000", "XACK s g 2-0"],
     );
     nothing("XCLAIM s g c 1000 1-0", "*0");
+}
+
+#[test]
+fn from_redis_7_2_on_a_consumer_is_made_even_if_it_gets_nothing() {
+    let made = |line: &str, reply: &str| {
+        let newer = Rewrite {
+            consumers_made_idle: true,
+            ..Rewrite::default()
+        };
+        run_with(line, reply, newer).1
+    };
+    assert_eq!(
+        made("XREADGROUP GROUP g c BLOCK 5 STREAMS s t > >", "*-1"),
+        ["XGROUP CREATECONSUMER s g c", "XGROUP CREATECONSUMER t g c"]
+    );
+    assert_eq!(
+        made("XREADGROUP GROUP g c STREAMS s t > >", "_"),
+        ["XGROUP CREATECONSUMER s g c", "XGROUP CREATECONSUMER t g c"]
+    );
+    assert_eq!(
+        made(
+            "XREADGROUP GROUP g c NOACK STREAMS s t > >",
+            "*1 *2 $1 s *1 *2 $3 1-0 *2 $1 f $1 v"
+        ),
+        [
+            "XREADGROUP GROUP g c COUNT 1 NOACK STREAMS s >",
+            "XGROUP CREATECONSUMER t g c"
+        ]
+    );
+    for (claim, reply) in [
+        ("XCLAIM s g c 1000 1-0", "*0"),
+        ("XAUTOCLAIM s g c 1000 0", "*3 $3 0-0 *0 *0"),
+    ] {
+        assert_eq!(made(claim, reply), ["XGROUP CREATECONSUMER s g c"]);
+    }
 }
 
 #[test]

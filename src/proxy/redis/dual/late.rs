@@ -4,6 +4,7 @@
 
 use std::rc::Rc;
 
+use super::super::numbers;
 use super::link::{Broken, Link};
 use super::{Dual, admit};
 use crate::mirror::dual::keys;
@@ -68,8 +69,7 @@ async fn apply(dual: &Dual, link: &mut Link, item: &Item) -> Result<(), Broken> 
         Kind::Script => dual.options.borrow().script_timeout,
         _ => dual.options.borrow().secondary_timeout,
     };
-    let default_db = dual.leader().db;
-    let db = if item.db == 0 { default_db } else { item.db };
+    let db = numbers::database(item.db, dual.leader().db);
     link.select(&dual.context, db, limit).await?;
     let mut bytes = Vec::new();
     for frame in keys::commands(item.bytes()) {

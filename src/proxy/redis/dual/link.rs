@@ -35,6 +35,8 @@ pub(super) struct Link {
     pub db: Option<u32>,
     /// Which process answers, if it says so.
     pub run_id: Option<Box<[u8]>>,
+    /// Major and minor, if it says so.
+    pub version: Option<(u32, u32)>,
 }
 
 impl Link {
@@ -45,6 +47,7 @@ impl Link {
             framer: ReplyFramer::new(REDIS_MIRROR_REPLY_BYTES_MAX),
             db: Some(0),
             run_id: None,
+            version: None,
         };
         let mut out = Vec::new();
         let logs_in = database.password.is_some();
@@ -64,6 +67,7 @@ impl Link {
             return Err(Broken::Refused("the login"));
         }
         link.run_id = replies.last().and_then(|info| repair::run_id(info));
+        link.version = replies.last().and_then(|info| repair::version(info));
         Ok(link)
     }
 

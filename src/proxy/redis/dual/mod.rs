@@ -21,9 +21,10 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::numbers;
 use super::observe::{Answered, Backend, Observer};
 use crate::config::{Config, Database, DualWrite, RedisMode};
-use crate::metrics::MirrorMetrics;
+use crate::metrics::{CommandTable, MirrorMetrics};
 use crate::mirror::dual::expiries::Expiries;
 use crate::mirror::dual::order::{Order, Stream};
 use crate::mirror::dual::queue::{DualBounds, DualQueue, Item};
@@ -90,6 +91,8 @@ struct State {
     rereads: reread::Rereads,
     /// Run ids of the backends at their last connection.
     run_ids: HashMap<Backend, Box<[u8]>>,
+    /// What the backends say of their version.
+    versions: HashMap<Backend, Option<(u32, u32)>>,
     copying: crate::mirror::dual::repair::Copying,
     /// The shadow read in front has been given up; its reply is still to come.
     gave_up: bool,
@@ -124,6 +127,7 @@ impl Dual {
                 rewrite: Rewrite::default(),
                 rereads: reread::Rereads::default(),
                 run_ids: HashMap::new(),
+                versions: HashMap::new(),
                 copying: crate::mirror::dual::repair::Copying::default(),
                 gave_up: false,
             }),
@@ -262,6 +266,14 @@ impl Dual {
         self.at(other(self.front()))
     }
 
+    /// The numbers of what the backend that follows was told.
+    fn follower_commands(&self) -> &CommandTable {
+        match self.front() {
+            Backend::Primary => &self.metrics.commands,
+            Backend::Secondary => &self.metrics.following_primary,
+        }
+    }
+
     fn leader(&self) -> &Database {
         self.at(self.front())
     }
@@ -297,7 +309,12 @@ impl Dual {
             keys: queue
                 .taint
                 .names()
-                .map(|key| (key.db, key.name.to_vec()))
+                .map(|key| {
+                    (
+                        numbers::database(key.db, self.primary.db),
+                        key.name.to_vec(),
+                    )
+                })
                 .collect(),
             core: self.context.core,
         };

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::super::numbers;
 use super::link::{Broken, Link};
 use super::{Dual, OUR_STREAM, nanos, unix_ms};
 use crate::limits::REPAIR_BATCH;
@@ -130,12 +131,7 @@ impl Repair {
     async fn copy(&mut self, dual: &Dual, batch: &[Key]) -> Result<(), Broken> {
         let limit = dual.options.borrow().secondary_timeout;
         for some in batch.chunk_by(|a, b| a.db == b.db) {
-            let default_db = dual.at(self.front).db;
-            let db = if some[0].db == 0 {
-                default_db
-            } else {
-                some[0].db
-            };
+            let db = numbers::database(some[0].db, dual.at(self.front).db);
             self.source.select(&dual.context, db, limit).await?;
             let copying = dual.state.borrow().copying;
             let mut out = Vec::new();
@@ -226,16 +222,13 @@ impl Repair {
         let Some((cursor, names)) = scanned(&replies[0]) else {
             return Err(Broken::Refused("SCAN"));
         };
-        let default_db = dual
-            .at(if of_follower {
-                super::other(self.front)
-            } else {
-                self.front
-            })
-            .db;
-        let client_db = if db == default_db { 0 } else { db };
+        let backend = match of_follower {
+            true => super::other(self.front),
+            false => self.front,
+        };
+        let called = numbers::called(db, dual.at(backend).db);
         let taint = &mut dual.state.borrow_mut().queue.taint;
-        names.for_each(|name| taint.add(client_db, name));
+        names.for_each(|name| taint.add(called, name));
         walk.cursor = cursor.to_vec();
         if walk.cursor == b"0" {
             walk.left.pop_front();

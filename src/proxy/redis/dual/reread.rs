@@ -8,14 +8,17 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::super::judge::{Found, Judgement};
+use super::super::numbers;
 use super::link::{Broken, Link};
 use super::{Dual, State};
-use crate::limits::{REREAD_ATTEMPTS, REREAD_WITHIN_NS, REREADS_MAX};
+use crate::limits::{EXPIRY_CLOCK_SKEW_MS, REREAD_ATTEMPTS, REREAD_WITHIN_NS, REREADS_MAX};
 use crate::metrics::{DivergenceKind, MirrorMetrics};
 use crate::mirror::dual::keys;
 use crate::mirror::dual::queue::{Item, Kind};
 use crate::mirror::unit::ClientId;
-use crate::protocol::resp::Command;
+use crate::protocol::resp::command::lookup_request;
+use crate::protocol::resp::effects::encode;
+use crate::protocol::resp::{Command, Reply, Request};
 use crate::proxy::backoff::Backoff;
 use crate::proxy::redis::observe::{Backend, Observer as _};
 
@@ -31,7 +34,23 @@ pub(super) async fn run(dual: Rc<Dual>) {
     let mut link: Option<(Backend, Link)> = None;
     while !dual.retired.get() {
         let now_ns = dual.context.ring.now_ns();
-        dual.tell_held_back(now_ns);
+        for held in dual.due_held_back(now_ns) {
+            let Some(key) = held.lasting_key() else {
+                dual.tell(held.found, held.client);
+                continue;
+            };
+            let ended = match connected(&dual, &mut link, &mut backoff).await {
+                Some(link) => unseen_end(&dual, link, &held, &key).await,
+                None => false,
+            };
+            if !ended {
+                dual.tell(held.found, held.client);
+                continue;
+            }
+            dual.state.borrow_mut().queue.taint.add(held.db, &key);
+            dual.metrics.diverge(DivergenceKind::Transient);
+            dual.chores.wake_all();
+        }
         let next = dual.state.borrow_mut().rereads.next(now_ns);
         let number = match next {
             Next::None => {
@@ -45,18 +64,8 @@ pub(super) async fn run(dual: Rc<Dual>) {
             }
             Next::Due(number) => number,
         };
-        let front = dual.front();
-        if link.as_ref().is_none_or(|(backend, _)| *backend != front) {
-            link = match Link::open(&dual.context, dual.at(front)).await {
-                Ok(open) => Some((front, open)),
-                Err(problem) => {
-                    backoff.complain(&dual.leader().name, &problem);
-                    None
-                }
-            };
-        }
-        let read = match &mut link {
-            Some((_, link)) => read(&dual, link, number).await,
+        let read = match connected(&dual, &mut link, &mut backoff).await {
+            Some(link) => read(&dual, link, number).await,
             None => Err(Broken::Closed),
         };
         if read.is_err() {
@@ -70,6 +79,50 @@ pub(super) async fn run(dual: Rc<Dual>) {
     }
 }
 
+/// The connection to the backend in front.
+async fn connected<'a>(
+    dual: &Dual,
+    link: &'a mut Option<(Backend, Link)>,
+    backoff: &mut Backoff,
+) -> Option<&'a mut Link> {
+    let front = dual.front();
+    if link.as_ref().is_none_or(|(backend, _)| *backend != front) {
+        *link = match Link::open(&dual.context, dual.at(front)).await {
+            Ok(open) => Some((front, open)),
+            Err(problem) => {
+                backoff.complain(&dual.leader().name, &problem);
+                None
+            }
+        };
+    }
+    link.as_mut().map(|(_, link)| link)
+}
+
+/// Whether a key has ended, or is about to, by a time that nobody told us: a write before that moment and its repetition
+/// behind it find different things. It has if it is gone although the last write of it leaves a key.
+async fn unseen_end(dual: &Dual, link: &mut Link, held: &HeldBack, key: &[u8]) -> bool {
+    let limit = dual.options.borrow().shadow_timeout;
+    let database = numbers::database(held.db, dual.leader().db);
+    if link.select(&dual.context, database, limit).await.is_err() {
+        return false;
+    }
+    let mut question = Vec::new();
+    encode(&mut question, [b"PTTL".as_slice(), key]);
+    let Ok(replies) = link.call(&dual.context, &question, 1, limit).await else {
+        return false;
+    };
+    let last = {
+        let hash = keys::hash(held.db, key);
+        let order = &dual.state.borrow().order;
+        !order.written_since(hash, held.answered_ns + 1)
+    };
+    match Reply::parse(&replies[0]).integer() {
+        Some(-2) => last,
+        Some(left_ms @ 0..) => left_ms.unsigned_abs() <= EXPIRY_CLOCK_SKEW_MS,
+        _ => false,
+    }
+}
+
 /// Reads the backend in front once more and queues the follower's turn.
 async fn read(dual: &Dual, link: &mut Link, number: u64) -> Result<(), Broken> {
     let (request, db) = match dual.state.borrow().rereads.open.get(&number) {
@@ -77,9 +130,8 @@ async fn read(dual: &Dual, link: &mut Link, number: u64) -> Result<(), Broken> {
         None => return Ok(()),
     };
     let limit = dual.options.borrow().shadow_timeout;
-    let default_db = dual.leader().db;
-    link.select(&dual.context, if db == 0 { default_db } else { db }, limit)
-        .await?;
+    let database = numbers::database(db, dual.leader().db);
+    link.select(&dual.context, database, limit).await?;
     let sent_ns = dual.context.ring.now_ns();
     let replies = link.call(&dual.context, &request, 1, limit).await?;
     let state = &mut *dual.state.borrow_mut();
@@ -133,6 +185,44 @@ struct HeldBack {
     raced: bool,
     /// It may have waited itself.
     waited: bool,
+}
+
+/// Commands behind which their key is there, whatever was there before.
+const LEAVES_A_KEY: [&str; 24] = [
+    "APPEND",
+    "BITFIELD",
+    "DECR",
+    "DECRBY",
+    "GEOADD",
+    "GETSET",
+    "HINCRBY",
+    "HINCRBYFLOAT",
+    "HMSET",
+    "HSET",
+    "HSETNX",
+    "INCR",
+    "INCRBY",
+    "INCRBYFLOAT",
+    "LPUSH",
+    "PFADD",
+    "RPUSH",
+    "SADD",
+    "SETBIT",
+    "SETNX",
+    "SETRANGE",
+    "XADD",
+    "ZADD",
+    "ZINCRBY",
+];
+
+impl HeldBack {
+    /// The key, if the command surely left one.
+    fn lasting_key(&self) -> Option<Vec<u8>> {
+        let request = Request::parse(&self.request);
+        let command = lookup_request(&request)?;
+        let leaves = LEAVES_A_KEY.contains(&command.name());
+        leaves.then(|| request.arg(1).map(<[u8]>::to_vec))?
+    }
 }
 
 enum Next {
@@ -216,17 +306,18 @@ impl Rereads {
 }
 
 impl Dual {
-    /// Tells of writes whose replies differed, where nothing speaks against it.
-    fn tell_held_back(&self, now_ns: u64) {
+    /// Writes whose replies differed, where nothing speaks against telling it.
+    fn due_held_back(&self, now_ns: u64) -> Vec<HeldBack> {
+        let mut due = Vec::new();
         loop {
             let told = {
                 let state = &mut *self.state.borrow_mut();
                 let held_back = &mut state.rereads.held_back;
                 if held_back.front().is_none_or(|held| held.due_ns > now_ns) {
-                    return;
+                    return due;
                 }
                 let Some(held) = held_back.pop_front() else {
-                    return;
+                    return due;
                 };
                 let (mut raced, mut overtaken) = (false, held.raced);
                 keys::visit(&held.request, held.db, |db, key| {
@@ -242,7 +333,7 @@ impl Dual {
                 (!raced && !overtaken).then_some(held)
             };
             match told {
-                Some(held) => self.tell(held.found, held.client),
+                Some(held) => due.push(held),
                 None => {
                     self.metrics.diverge(DivergenceKind::Transient);
                     self.chores.wake_all();

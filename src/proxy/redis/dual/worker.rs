@@ -7,6 +7,7 @@ use futures_lite::future::or;
 
 use super::super::collect::{Collected, Frame};
 use super::super::judge::{Found, Judgement};
+use super::super::numbers;
 use super::link::{Broken, Link};
 use super::{Dual, State, judge, nanos, other, unix_ms};
 use crate::limits::{DUAL_WINDOW, REDIS_COMPARE_BYTES, SOCKET_SEND_BYTES};
@@ -39,6 +40,7 @@ pub(super) async fn run(dual: Rc<Dual>) {
             Ok(link) => {
                 backoff.reset();
                 dual.greet(follower, &link);
+                dual.learn_leader().await;
                 let mut lane = Lane {
                     link,
                     collected: Collected::default(),
@@ -94,6 +96,7 @@ impl Dual {
         self.connected.set(true);
         self.metrics.connections_open.set(1);
         let state = &mut *self.state.borrow_mut();
+        state.versions.insert(follower, link.version);
         if let Some(id) = &link.run_id {
             let before = state.run_ids.insert(follower, id.clone());
             if before.is_some_and(|before| before != *id) {
@@ -107,6 +110,22 @@ impl Dual {
             }
         }
         self.chores.wake_all();
+    }
+
+    /// What the backend in front is decides what some of its replies mean. Of no matter if it cannot be asked now.
+    async fn learn_leader(&self) {
+        let front = self.front();
+        let known = self.state.borrow().versions.get(&front).copied();
+        let version = match known {
+            Some(version) => version,
+            None => match Link::open(&self.context, self.leader()).await {
+                Ok(link) => link.version,
+                Err(_) => return,
+            },
+        };
+        let state = &mut *self.state.borrow_mut();
+        state.versions.insert(front, version);
+        state.rewrite.consumers_made_idle = version >= Some((7, 2));
     }
 
     fn part(&self, broken: &Broken) {
@@ -125,7 +144,7 @@ impl Dual {
                 .queue
                 .flying()
                 .filter(|item| item.kind.is_clients_write());
-            writes.for_each(|item| self.metrics.commands.of(item.command).fail_write(why));
+            writes.for_each(|item| self.follower_commands().of(item.command).fail_write(why));
             state.queue.broken()
         };
         if !self.retired.get() && !matches!(broken, Broken::Closed if lost == 0) {
@@ -156,7 +175,7 @@ impl Dual {
     pub(super) fn tell(&self, found: Found, client: ClientId) {
         self.metrics.diverge(found.kind);
         let command = lookup(found.command.as_bytes(), None);
-        self.metrics.commands.of(command).diverge(found.kind);
+        self.follower_commands().of(command).diverge(found.kind);
         let report = DivergenceReport {
             source: self.source.clone(),
             mirror: self.follower().name.clone(),
@@ -194,7 +213,7 @@ impl Dual {
             Kind::Write | Kind::Script | Kind::Read if !gave_up => {
                 let latency_ns = now_ns.saturating_sub(sent_ns);
                 metrics.latency.record(latency_ns);
-                let by_command = metrics.commands.of(item.command);
+                let by_command = self.follower_commands().of(item.command);
                 by_command.record(ok, latency_ns);
                 if failed && item.kind.is_clients_write() {
                     by_command.fail_write(WriteFailure::Refused);
@@ -326,8 +345,7 @@ impl Lane {
             }
             let mut own = Vec::new();
             let behind = state.queue.in_flight();
-            let default_db = dual.follower().db;
-            let db = if item.db == 0 { default_db } else { item.db };
+            let db = numbers::database(item.db, dual.follower().db);
             if self.link.db != Some(db) {
                 encode(&mut own, ["SELECT", &db.to_string()]);
                 self.preambles.push_back(Preamble {

@@ -63,7 +63,7 @@ impl Session {
                     established.socket,
                     backend,
                     units.context.new_client().0,
-                    (db, resp),
+                    (db, database.db, resp),
                     OpenConnection::of(&units.source.metrics),
                 ));
                 *self.own.borrow_mut() = Some(own.clone());
@@ -78,7 +78,7 @@ impl Session {
         }
     }
 
-    pub(super) fn close_own(&self) {
+    pub fn close_own(&self) {
         if let Some(own) = self.own.borrow_mut().take() {
             own.socket.stop_receiving();
         }

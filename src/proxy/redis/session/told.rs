@@ -5,7 +5,8 @@ use std::rc::Rc;
 
 use super::Session;
 use crate::limits::{
-    REDIS_HEAVY_REPLIES, REDIS_LANE_REPLY_BYTES, REDIS_WINDOW_MAX, SOCKET_SEND_BYTES,
+    REDIS_HEAVY_DOUBLINGS, REDIS_HEAVY_REPLIES, REDIS_LANE_REPLY_BYTES, REDIS_WINDOW_MAX,
+    SOCKET_SEND_BYTES,
 };
 use crate::metrics;
 use crate::proxy::context;
@@ -57,14 +58,17 @@ impl Session {
         }
         self.window.set((window / 2).max(1));
         if bytes > REDIS_LANE_REPLY_BYTES {
-            self.heavy.set(REDIS_HEAVY_REPLIES);
+            let before = self.offences.get();
+            self.offences.set((before + 1).min(REDIS_HEAVY_DOUBLINGS));
+            self.heavy.set(REDIS_HEAVY_REPLIES << before);
         }
     }
 
     /// A reply of this size came over the own connection.
     pub fn learn_own_size(&self, bytes: usize) {
+        let doubled = self.offences.get().saturating_sub(1);
         self.heavy.set(match bytes > REDIS_LANE_REPLY_BYTES {
-            true => REDIS_HEAVY_REPLIES,
+            true => REDIS_HEAVY_REPLIES << doubled,
             false => self.heavy.get().saturating_sub(1),
         });
     }
