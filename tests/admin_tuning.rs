@@ -51,7 +51,7 @@ fn the_metrics_page_is_made_from_the_table() {
     let mut page = String::from(
         "# Metrics\n\n\
          `GET /metrics` on the control port: Prometheus text, or OpenMetrics if the scraper accepts it. Counters begin at 0 with \
-         the process. This page is made from the table in `src/metrics/table.rs`.\n",
+         the process. This page is made from the table in `src/metrics/table/`.\n",
     );
     for (title, table) in [
         ("Always", TABLE),
@@ -276,6 +276,45 @@ fn systemd_accepts_the_unit() {
     passes("systemd-analyze", &["verify", path.to_str().unwrap()]);
 }
 
+/// What tuning/host says of a copy of /proc and /sys, and whether it is content.
+fn tuned(root: &Path, mode: &str, cpus: &str) -> (String, bool) {
+    let output = std::process::Command::new("bash")
+        .arg(tuning("host"))
+        .args([mode, "--cpus", cpus, "--nic", "eth0"])
+        .env("TUNING_ROOT", root)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    (text, output.status.success())
+}
+
+/// The interrupts of a virtio interface bear its device's name; so the device is asked, not /proc/interrupts.
+#[test]
+fn the_host_script_finds_the_interrupts_of_a_virtio_interface() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let write = |path: &str, text: &str| {
+        let path = root.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write("sys/class/net/eth0/queues/rx-0/rps_cpus", "c");
+    write("sys/devices/pci0/virtio2/uevent", "");
+    for irq in ["38", "39"] {
+        write(&format!("sys/devices/pci0/msi_irqs/{irq}"), "msix");
+        write(&format!("proc/irq/{irq}/smp_affinity_list"), "0-3");
+    }
+    write("proc/interrupts", " 38: 1 2 PCI virtio2-input.0\n");
+    let device = root.join("sys/class/net/eth0/device");
+    std::os::unix::fs::symlink(root.join("sys/devices/pci0/virtio2"), device).unwrap();
+    let (text, _) = tuned(root, "--apply", "2-3");
+    for irq in ["38", "39"] {
+        let path = format!("proc/irq/{irq}/smp_affinity_list");
+        let now = std::fs::read_to_string(root.join(path)).unwrap();
+        assert_eq!(now, "2-3", "{text}");
+    }
+}
+
 #[test]
 fn what_the_host_script_sets_its_undo_takes_back() {
     let folder = tempfile::tempdir().unwrap();
@@ -289,6 +328,13 @@ fn what_the_host_script_sets_its_undo_takes_back() {
             "10240 65535",
         ),
         ("sys/class/net/eth0/queues/rx-0/rps_cpus", "00", "0000000c"),
+        // As wanted already: kernels write masks with and without the zeros in front.
+        ("sys/class/net/eth0/queues/rx-1/rps_cpus", "c", "c"),
+        (
+            "sys/class/net/eth0/queues/tx-0/xps_cpus",
+            "00000000,0000000c",
+            "00000000,0000000c",
+        ),
         ("proc/irq/24/smp_affinity_list", "0-3", "2-3"),
         ("proc/irq/25/smp_affinity_list", "0-3", "0-3"),
         ("proc/sys/fs/nr_open", "2000000", "2000000"),
@@ -300,15 +346,7 @@ fn what_the_host_script_sets_its_undo_takes_back() {
     }
     let interrupts = " 24: 1 2 PCI eth0-TxRx-0\n 25: 1 2 PCI veth0\n";
     std::fs::write(root.join("proc/interrupts"), interrupts).unwrap();
-    let host = |mode: &str| {
-        let output = std::process::Command::new("bash")
-            .arg(tuning("host"))
-            .args([mode, "--cpus", "2-3", "--nic", "eth0"])
-            .env("TUNING_ROOT", root)
-            .output()
-            .unwrap();
-        String::from_utf8(output.stdout).unwrap()
-    };
+    let host = |mode: &str| tuned(root, mode, "3,2").0;
     let holds = |which: fn(&(&'static str, &'static str, &'static str)) -> &'static str| {
         for file in &files {
             let now = std::fs::read_to_string(root.join(file.0)).unwrap();
@@ -321,8 +359,15 @@ fn what_the_host_script_sets_its_undo_takes_back() {
         assert!(text.contains("somaxconn"), "{text}");
         holds(|file| file.1);
     }
-    let text = host("--apply");
+    let (text, done) = tuned(root, "--apply", "3,2");
+    // What only a unit file can set does not make it fail.
+    assert!(done, "{text}");
     holds(|file| file.2);
+    let again = host("--apply");
+    assert!(
+        !again.contains("\nset ") && !again.contains("undo"),
+        "{again}"
+    );
     let (_, undo) = text.split_once("# To undo it, as root:\n").unwrap();
     passes("bash", &["-c", undo]);
     holds(|file| file.1);
