@@ -242,6 +242,7 @@ impl Session {
                 Step::Foreign => {
                     tracing::warn!(
                         client = self.units.id.0,
+                        database = self.units.source.database.name,
                         "refused a client of another protocol"
                     );
                     false
