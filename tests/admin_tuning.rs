@@ -7,12 +7,15 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::CommandFactory;
 use parhelion::cli::Cli;
 use parhelion::config::{Input, parse};
 use parhelion::metrics::{COMPAT_TABLE, Kind, Metric, TABLE};
+use parhelion::testing::proxy::ProxyProcess;
+use parhelion::testing::wait::free_port;
 
 fn tuning(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -398,6 +401,108 @@ fn every_example_configuration_is_accepted_without_a_warning() {
     for wanted in ["one-core", "many-cores", "latency", "throughput"] {
         assert!(seen.contains(&format!("{wanted}.toml")), "{wanted}");
     }
+}
+
+/// With the ports, the host's CPUs and the databases of this machine: the rest is as it stands.
+#[test]
+fn every_example_configuration_starts_and_ends_well() {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(tuning("")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if !name.ends_with(".toml") || name == "users.toml" {
+            continue;
+        }
+        let local = || SocketAddr::from(([127, 0, 0, 1], free_port().unwrap()));
+        let (address, control) = (local(), local());
+        let mut text = String::new();
+        for line in read(&name).lines() {
+            let line = match line.split(' ').next() {
+                Some("cores") if line.contains('[') => "cores = [0]".to_owned(),
+                Some("address") => format!("address = \"{address}\""),
+                Some("port") if line == "port = 6432" => format!("port = {}", address.port()),
+                Some("control") => String::new(),
+                Some("[general]") => format!("[general]\ncontrol = \"{control}\""),
+                _ => line.to_owned(),
+            };
+            text += &line;
+            text.push('\n');
+        }
+        let file = folder.path().join(&name);
+        std::fs::write(&file, text).unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_parhelion"));
+        command.arg("run").arg("--config").arg(&file);
+        if name == "pgdog.toml" {
+            command.arg("--users").arg(tuning("users.toml"));
+        }
+        let mut proxy = ProxyProcess::spawn(command, address, control)
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        let ended = proxy.terminate();
+        assert!(ended.is_some_and(|status| status.success()), "{name}");
+    }
+}
+
+#[test]
+fn the_readme_names_every_command_and_leads_to_every_page() {
+    let readme = std::fs::read_to_string(tuning("../README.md")).unwrap();
+    for command in Cli::command().get_subcommands() {
+        let name = command.get_name();
+        assert!(
+            readme.contains(&format!("parhelion {name}")) || name == "demo",
+            "{name}"
+        );
+    }
+    assert!(readme.contains("-- demo"));
+    for entry in std::fs::read_dir(tuning("")).unwrap() {
+        let name = entry.unwrap().file_name().to_string_lossy().into_owned();
+        // What tests the alerts, and pictures that their pages show.
+        let is_inner = name == "alerts_test.yaml" || name == "plots";
+        assert!(
+            is_inner || readme.contains(&format!("tuning/{name}")),
+            "{name}"
+        );
+    }
+}
+
+/// Each query of the dashboard as a rule of its own, which promtool can read.
+#[test]
+fn promtool_accepts_the_queries_of_the_dashboard() {
+    fn queries(value: &serde_json::Value, found: &mut Vec<String>) {
+        match value {
+            serde_json::Value::Array(items) => items.iter().for_each(|item| queries(item, found)),
+            serde_json::Value::Object(fields) => {
+                let query = fields.get("expr").and_then(|query| query.as_str());
+                found.extend(query.map(|query| query.replace("$__rate_interval", "5m")));
+                fields.values().for_each(|field| queries(field, found));
+            }
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    queries(
+        &serde_json::from_str(&read("grafana.json")).unwrap(),
+        &mut found,
+    );
+    assert!(found.len() > 20, "{}", found.len());
+    let mut rules = String::from("groups:\n  - name: dashboard\n    rules:\n");
+    for (at, query) in found.iter().enumerate() {
+        let query = serde_json::to_string(query).unwrap();
+        writeln!(rules, "      - record: query:{at}\n        expr: {query}").unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("dashboard.yaml");
+    std::fs::write(&path, rules).unwrap();
+    passes("promtool", &["check", "rules", path.to_str().unwrap()]);
+}
+
+#[test]
+fn the_schemas_of_kubernetes_accept_the_manifest() {
+    let validator = tuning("../target/venv/bin/kubernetes-validate");
+    let manifest = tuning("kubernetes/parhelion.yaml");
+    passes(
+        validator.to_str().unwrap(),
+        &["--strict", manifest.to_str().unwrap()],
+    );
 }
 
 #[test]

@@ -39,7 +39,7 @@ const HELP: &[(&str, &str)] = &[
     ),
     ("SHOW MIRRORS", "mirrors: counts, ledger, verdict"),
     (
-        "SHOW DIVERGENCES [FOR mirror] [LIMIT n] [OFFSET n]",
+        "SHOW DIVERGENCES [FOR mirror] [KIND kind] [COMMAND command] [LIMIT n] [OFFSET n]",
         "examples, newest first",
     ),
     (

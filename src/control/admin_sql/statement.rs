@@ -171,6 +171,14 @@ fn divergence_filter(words: &mut Words, filter: &mut DivergenceFilter) -> Result
                 words.next();
                 filter.mirror = Some(words.name());
             }
+            Some("kind") => {
+                words.next();
+                filter.kind = Some(words.value("KIND")?);
+            }
+            Some("command") => {
+                words.next();
+                filter.command = Some(words.value("COMMAND")?);
+            }
             Some("limit") => {
                 words.next();
                 filter.limit = words.number("LIMIT")?.min(DIVERGENCES_PER_ANSWER_MAX);
@@ -297,6 +305,7 @@ mod tests {
             ("BEGIN", "0A000"),
             ("SELECT 1", "42601"),
             ("RELOAD now", "42601"),
+            ("SHOW DIVERGENCES KIND", "42601"),
             ("SET mirror_exposure = half", "22023"),
             ("SET mirror_queue = -1", "22023"),
             ("SET mirror_exposure 0.1", "42601"),

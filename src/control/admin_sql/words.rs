@@ -109,6 +109,12 @@ impl Words {
             .map_or_else(|| EVERY.to_owned(), |word| word.text)
     }
 
+    /// A word that has to be there.
+    pub(super) fn value(&mut self, after: &str) -> Result<String, AdminError> {
+        let word = self.next().map(|word| word.text);
+        word.ok_or_else(|| unknown(&format!("{after} lacks its value")))
+    }
+
     pub(super) fn number(&mut self, after: &str) -> Result<usize, AdminError> {
         let number = self.next().and_then(|word| word.text.parse().ok());
         number.ok_or_else(|| unknown(&format!("{after} takes a number")))
