@@ -7,12 +7,15 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::CommandFactory;
 use parhelion::cli::Cli;
 use parhelion::config::{Input, parse};
 use parhelion::metrics::{COMPAT_TABLE, Kind, Metric, TABLE};
+use parhelion::testing::proxy::ProxyProcess;
+use parhelion::testing::wait::free_port;
 
 fn tuning(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -51,7 +54,7 @@ fn the_metrics_page_is_made_from_the_table() {
     let mut page = String::from(
         "# Metrics\n\n\
          `GET /metrics` on the control port: Prometheus text, or OpenMetrics if the scraper accepts it. Counters begin at 0 with \
-         the process. This page is made from the table in `src/metrics/table.rs`.\n",
+         the process. This page is made from the table in `src/metrics/table/`.\n",
     );
     for (title, table) in [
         ("Always", TABLE),
@@ -276,6 +279,45 @@ fn systemd_accepts_the_unit() {
     passes("systemd-analyze", &["verify", path.to_str().unwrap()]);
 }
 
+/// What tuning/host says of a copy of /proc and /sys, and whether it is content.
+fn tuned(root: &Path, mode: &str, cpus: &str) -> (String, bool) {
+    let output = std::process::Command::new("bash")
+        .arg(tuning("host"))
+        .args([mode, "--cpus", cpus, "--nic", "eth0"])
+        .env("TUNING_ROOT", root)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    (text, output.status.success())
+}
+
+/// The interrupts of a virtio interface bear its device's name; so the device is asked, not /proc/interrupts.
+#[test]
+fn the_host_script_finds_the_interrupts_of_a_virtio_interface() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let write = |path: &str, text: &str| {
+        let path = root.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write("sys/class/net/eth0/queues/rx-0/rps_cpus", "c");
+    write("sys/devices/pci0/virtio2/uevent", "");
+    for irq in ["38", "39"] {
+        write(&format!("sys/devices/pci0/msi_irqs/{irq}"), "msix");
+        write(&format!("proc/irq/{irq}/smp_affinity_list"), "0-3");
+    }
+    write("proc/interrupts", " 38: 1 2 PCI virtio2-input.0\n");
+    let device = root.join("sys/class/net/eth0/device");
+    std::os::unix::fs::symlink(root.join("sys/devices/pci0/virtio2"), device).unwrap();
+    let (text, _) = tuned(root, "--apply", "2-3");
+    for irq in ["38", "39"] {
+        let path = format!("proc/irq/{irq}/smp_affinity_list");
+        let now = std::fs::read_to_string(root.join(path)).unwrap();
+        assert_eq!(now, "2-3", "{text}");
+    }
+}
+
 #[test]
 fn what_the_host_script_sets_its_undo_takes_back() {
     let folder = tempfile::tempdir().unwrap();
@@ -289,6 +331,13 @@ fn what_the_host_script_sets_its_undo_takes_back() {
             "10240 65535",
         ),
         ("sys/class/net/eth0/queues/rx-0/rps_cpus", "00", "0000000c"),
+        // As wanted already: kernels write masks with and without the zeros in front.
+        ("sys/class/net/eth0/queues/rx-1/rps_cpus", "c", "c"),
+        (
+            "sys/class/net/eth0/queues/tx-0/xps_cpus",
+            "00000000,0000000c",
+            "00000000,0000000c",
+        ),
         ("proc/irq/24/smp_affinity_list", "0-3", "2-3"),
         ("proc/irq/25/smp_affinity_list", "0-3", "0-3"),
         ("proc/sys/fs/nr_open", "2000000", "2000000"),
@@ -300,15 +349,7 @@ fn what_the_host_script_sets_its_undo_takes_back() {
     }
     let interrupts = " 24: 1 2 PCI eth0-TxRx-0\n 25: 1 2 PCI veth0\n";
     std::fs::write(root.join("proc/interrupts"), interrupts).unwrap();
-    let host = |mode: &str| {
-        let output = std::process::Command::new("bash")
-            .arg(tuning("host"))
-            .args([mode, "--cpus", "2-3", "--nic", "eth0"])
-            .env("TUNING_ROOT", root)
-            .output()
-            .unwrap();
-        String::from_utf8(output.stdout).unwrap()
-    };
+    let host = |mode: &str| tuned(root, mode, "3,2").0;
     let holds = |which: fn(&(&'static str, &'static str, &'static str)) -> &'static str| {
         for file in &files {
             let now = std::fs::read_to_string(root.join(file.0)).unwrap();
@@ -321,8 +362,15 @@ fn what_the_host_script_sets_its_undo_takes_back() {
         assert!(text.contains("somaxconn"), "{text}");
         holds(|file| file.1);
     }
-    let text = host("--apply");
+    let (text, done) = tuned(root, "--apply", "3,2");
+    // What only a unit file can set does not make it fail.
+    assert!(done, "{text}");
     holds(|file| file.2);
+    let again = host("--apply");
+    assert!(
+        !again.contains("\nset ") && !again.contains("undo"),
+        "{again}"
+    );
     let (_, undo) = text.split_once("# To undo it, as root:\n").unwrap();
     passes("bash", &["-c", undo]);
     holds(|file| file.1);
@@ -353,6 +401,108 @@ fn every_example_configuration_is_accepted_without_a_warning() {
     for wanted in ["one-core", "many-cores", "latency", "throughput"] {
         assert!(seen.contains(&format!("{wanted}.toml")), "{wanted}");
     }
+}
+
+/// With the ports, the host's CPUs and the databases of this machine: the rest is as it stands.
+#[test]
+fn every_example_configuration_starts_and_ends_well() {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(tuning("")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if !name.ends_with(".toml") || name == "users.toml" {
+            continue;
+        }
+        let local = || SocketAddr::from(([127, 0, 0, 1], free_port().unwrap()));
+        let (address, control) = (local(), local());
+        let mut text = String::new();
+        for line in read(&name).lines() {
+            let line = match line.split(' ').next() {
+                Some("cores") if line.contains('[') => "cores = [0]".to_owned(),
+                Some("address") => format!("address = \"{address}\""),
+                Some("port") if line == "port = 6432" => format!("port = {}", address.port()),
+                Some("control") => String::new(),
+                Some("[general]") => format!("[general]\ncontrol = \"{control}\""),
+                _ => line.to_owned(),
+            };
+            text += &line;
+            text.push('\n');
+        }
+        let file = folder.path().join(&name);
+        std::fs::write(&file, text).unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_parhelion"));
+        command.arg("run").arg("--config").arg(&file);
+        if name == "pgdog.toml" {
+            command.arg("--users").arg(tuning("users.toml"));
+        }
+        let mut proxy = ProxyProcess::spawn(command, address, control)
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        let ended = proxy.terminate();
+        assert!(ended.is_some_and(|status| status.success()), "{name}");
+    }
+}
+
+#[test]
+fn the_readme_names_every_command_and_leads_to_every_page() {
+    let readme = std::fs::read_to_string(tuning("../README.md")).unwrap();
+    for command in Cli::command().get_subcommands() {
+        let name = command.get_name();
+        assert!(
+            readme.contains(&format!("parhelion {name}")) || name == "demo",
+            "{name}"
+        );
+    }
+    assert!(readme.contains("-- demo"));
+    for entry in std::fs::read_dir(tuning("")).unwrap() {
+        let name = entry.unwrap().file_name().to_string_lossy().into_owned();
+        // What tests the alerts, and pictures that their pages show.
+        let is_inner = name == "alerts_test.yaml" || name == "plots";
+        assert!(
+            is_inner || readme.contains(&format!("tuning/{name}")),
+            "{name}"
+        );
+    }
+}
+
+/// Each query of the dashboard as a rule of its own, which promtool can read.
+#[test]
+fn promtool_accepts_the_queries_of_the_dashboard() {
+    fn queries(value: &serde_json::Value, found: &mut Vec<String>) {
+        match value {
+            serde_json::Value::Array(items) => items.iter().for_each(|item| queries(item, found)),
+            serde_json::Value::Object(fields) => {
+                let query = fields.get("expr").and_then(|query| query.as_str());
+                found.extend(query.map(|query| query.replace("$__rate_interval", "5m")));
+                fields.values().for_each(|field| queries(field, found));
+            }
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    queries(
+        &serde_json::from_str(&read("grafana.json")).unwrap(),
+        &mut found,
+    );
+    assert!(found.len() > 20, "{}", found.len());
+    let mut rules = String::from("groups:\n  - name: dashboard\n    rules:\n");
+    for (at, query) in found.iter().enumerate() {
+        let query = serde_json::to_string(query).unwrap();
+        writeln!(rules, "      - record: query:{at}\n        expr: {query}").unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("dashboard.yaml");
+    std::fs::write(&path, rules).unwrap();
+    passes("promtool", &["check", "rules", path.to_str().unwrap()]);
+}
+
+#[test]
+fn the_schemas_of_kubernetes_accept_the_manifest() {
+    let validator = tuning("../target/venv/bin/kubernetes-validate");
+    let manifest = tuning("kubernetes/parhelion.yaml");
+    passes(
+        validator.to_str().unwrap(),
+        &["--strict", manifest.to_str().unwrap()],
+    );
 }
 
 #[test]

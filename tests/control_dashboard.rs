@@ -6,22 +6,17 @@
 
 mod control_support;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-use control_support::chromium::Chromium;
+use control_support::chromium::{Chromium, PATIENCE};
 use control_support::{Port, filled_registry, step};
+use parhelion::testing::wait::eventually;
 
 /// The operation that the page asked for, within the time a browser may need.
 fn asked(port: &Port) -> Vec<String> {
-    for _ in 0..200 {
-        let calls = port.recorder.take();
-        if !calls.is_empty() {
-            return calls;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    panic!("the page asked for nothing");
+    let calls = || Some(port.recorder.take()).filter(|calls| !calls.is_empty());
+    eventually(PATIENCE, calls).expect("the page asked for nothing")
 }
 
 fn fits(browser: &mut Chromium, what: &str) {
@@ -36,15 +31,17 @@ fn fifty_mirrors_are_drawn_on_every_screen() {
     };
     let port = Port::start(filled_registry(2, 50), None);
     port.state.set_ready(true);
-    let stop = AtomicBool::new(false);
+    let (stop, stopped) = channel::<()>();
     std::thread::scope(|scope| {
         scope.spawn(|| {
+            let stopped = stopped;
             let mut rng = fastrand::Rng::with_seed(5);
-            while !stop.load(Ordering::Relaxed) {
+            // Ten times a second, until the test has seen enough.
+            while stopped.recv_timeout(Duration::from_millis(100)) == Err(RecvTimeoutError::Timeout)
+            {
                 for mirror in 0..50 {
                     step(&port.state.registry, 0, mirror, &mut rng, 40);
                 }
-                std::thread::sleep(Duration::from_millis(100));
             }
         });
         // What the test asserts must not keep the writer from its end.
@@ -88,7 +85,7 @@ fn fifty_mirrors_are_drawn_on_every_screen() {
             browser.eval("document.querySelector('#filter').value = 'next49'; document.querySelector('#filter').oninput()");
             browser.until("document.querySelectorAll('#mirrors tr').length === 1");
         }));
-        stop.store(true, Ordering::Relaxed);
+        drop(stop);
         if let Err(failure) = seen {
             std::panic::resume_unwind(failure);
         }

@@ -9,6 +9,7 @@ use control_support::{Port, filled_registry};
 use parhelion::cli::{Cli, Command};
 use parhelion::control::admin_sql::{self, Answer};
 use parhelion::control::{Who, ctl};
+use serde_json::Value;
 
 /// One operation on each surface: admin SQL, HTTP, `ctl`, and the call that must reach the runtime (empty: a view made
 /// from the counters).
@@ -253,6 +254,66 @@ fn each_surface_makes_the_same_call_and_shows_the_same() {
             "{} over SQL",
             surface.operation
         );
+    }
+}
+
+/// Every filter of one surface is one of the others, and finds the same records.
+#[test]
+fn divergences_are_filtered_alike_everywhere() {
+    let port = Port::start(filled_registry(1, 1), None);
+    let who = Who::new("admin", "test");
+    let page = |path: &str| -> Vec<Value> {
+        let answer: Value = serde_json::from_str(&port.get(path).body).unwrap();
+        answer["items"].as_array().unwrap().clone()
+    };
+    let all = page("/api/divergences?limit=1000");
+    let first = &all[0];
+    let (mirror, kind, command) = (
+        first["destination"].as_str().unwrap(),
+        first["kind"].as_str().unwrap(),
+        first["command"].as_str().unwrap(),
+    );
+    for (http, sql, ctl) in [
+        (
+            format!("kind={kind}"),
+            format!("KIND {kind}"),
+            format!("--kind={kind}"),
+        ),
+        (
+            format!("command={}", command.replace(' ', "%20")),
+            format!("COMMAND '{command}'"),
+            format!("--command={command}"),
+        ),
+        (
+            format!("mirror={mirror}"),
+            format!("FOR {mirror}"),
+            format!("--mirror={mirror}"),
+        ),
+        ("offset=1".into(), "OFFSET 1".into(), "--offset=1".into()),
+        (
+            "kind=nothing".into(),
+            "KIND nothing".into(),
+            "--kind=nothing".into(),
+        ),
+    ] {
+        let expected = page(&format!("/api/divergences?{http}&limit=1000"));
+        assert!(
+            expected.len() < all.len() || http.starts_with("mirror"),
+            "{http} filters"
+        );
+        let sql = format!("SHOW DIVERGENCES {sql} LIMIT 1000");
+        let Answer::Rows(rows) = admin_sql::execute(&port.state, &who, &sql) else {
+            panic!("{sql}");
+        };
+        assert_eq!(rows.len(), expected.len(), "{sql}");
+        let line = ["parhelion", "ctl", "divergences", "--limit=1000", &ctl];
+        let Command::Ctl(args) = Cli::try_parse_from(line).unwrap().command else {
+            panic!("{ctl} is no option of ctl divergences");
+        };
+        let mut out = Vec::new();
+        ctl::run(args.command, &port.url(), None, true, &mut out).unwrap();
+        let shown: Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(shown["items"].as_array().unwrap(), &expected, "{ctl}");
     }
 }
 

@@ -40,12 +40,23 @@ pub enum Mirror {
 #[derive(Clone, Debug)]
 enum Kind {
     Direct,
-    Haproxy { threads: usize },
+    Haproxy {
+        threads: usize,
+    },
     Pgbouncer,
     Floor,
     Envoy,
-    Parhelion { cores: usize, mirrors: usize },
-    Spike { program: PathBuf },
+    Parhelion {
+        cores: usize,
+        mirrors: usize,
+    },
+    /// Parhelion built to count nothing.
+    Uncounted {
+        program: PathBuf,
+    },
+    Spike {
+        program: PathBuf,
+    },
 }
 
 /// Where things are on this machine.
@@ -54,6 +65,8 @@ pub struct Place {
     pub proxy_cpus: Vec<usize>,
     /// The Parhelion binary.
     pub parhelion: PathBuf,
+    /// The same, built to count nothing.
+    pub uncounted: Option<PathBuf>,
     /// The spikes' binaries.
     pub spikes: Option<PathBuf>,
     /// How many file descriptors a process may have.
@@ -123,6 +136,12 @@ pub fn all(protocol: Protocol, place: &Place) -> Vec<Contender> {
             },
             Mirror::Off,
         ));
+    }
+    if let Some(program) = &place.uncounted {
+        for (name, mirror) in [("uncounted", Mirror::Off), ("uncounted-mirror", Mirror::On)] {
+            let program = program.clone();
+            all.push(one(name, Kind::Uncounted { program }, mirror));
+        }
     }
     if let Some(folder) = &place.spikes {
         let mut spike = |name: &str, program: &str, mirror| {
@@ -217,7 +236,7 @@ impl Contender {
         }
         .start()?;
         match self.kind {
-            Kind::Parhelion { .. } => process.wait_for_line("ready")?,
+            Kind::Parhelion { .. } | Kind::Uncounted { .. } => process.wait_for_line("ready")?,
             _ => process.wait_for_port(port)?,
         }
         Ok(Running {
@@ -288,34 +307,48 @@ impl Contender {
                 command
             }
             Kind::Parhelion { mirrors, .. } => {
-                let (name, user) = match protocol {
-                    Protocol::Redis => ("redis", [].as_slice()),
-                    Protocol::Postgres => ("postgres", ["--user", "postgres"].as_slice()),
-                };
-                let mut command = vec![text(&place.parhelion), name.into()];
-                command.extend(["--listen".into(), listen, "--primary".into(), primary]);
-                command.extend(["--control", "off", "--cores", cpus].map(str::to_owned));
-                match self.mirror {
-                    Mirror::Off => {}
-                    Mirror::DualWrite => {
-                        command.extend(["--secondary".into(), candidate]);
-                        command.extend(["--mode".into(), "dual-write-shadow".into()]);
-                    }
-                    Mirror::On | Mirror::Stopped | Mirror::Slow | Mirror::Refused => {
-                        let ports = match self.mirror {
-                            Mirror::Refused => vec![free_port()?],
-                            _ => servers.candidate_ports(*mirrors),
-                        };
-                        for port in ports {
-                            command.extend(["--mirror".into(), format!("127.0.0.1:{port}")]);
-                        }
-                        // Only the mirror's own logins need a user.
-                        command.extend(user.iter().map(|&arg| arg.to_owned()));
-                    }
-                }
-                command
+                self.parhelion(&place.parhelion, protocol, servers, &listen, cpus, *mirrors)?
+            }
+            Kind::Uncounted { program } => {
+                self.parhelion(program, protocol, servers, &listen, cpus, 1)?
             }
         })
+    }
+
+    fn parhelion(
+        &self,
+        program: &Path,
+        protocol: Protocol,
+        servers: &Servers,
+        listen: &str,
+        cpus: &str,
+        mirrors: usize,
+    ) -> Result<Vec<String>> {
+        let (name, user) = match protocol {
+            Protocol::Redis => ("redis", [].as_slice()),
+            Protocol::Postgres => ("postgres", ["--user", "postgres"].as_slice()),
+        };
+        let address = |port: u16| format!("127.0.0.1:{port}");
+        let mut command = vec![program.to_string_lossy().into_owned(), name.into()];
+        command.extend(["--listen".into(), listen.into()]);
+        command.extend(["--primary".into(), address(servers.primary.port)]);
+        command.extend(["--control", "off", "--cores", cpus].map(str::to_owned));
+        let ports = match self.mirror {
+            Mirror::Off => return Ok(command),
+            Mirror::DualWrite => {
+                command.extend(["--secondary".into(), address(servers.candidate.port)]);
+                command.extend(["--mode".into(), "dual-write-shadow".into()]);
+                return Ok(command);
+            }
+            Mirror::Refused => vec![free_port()?],
+            Mirror::On | Mirror::Stopped | Mirror::Slow => servers.candidate_ports(mirrors),
+        };
+        for port in ports {
+            command.extend(["--mirror".into(), address(port)]);
+        }
+        // Only the mirror's own logins need a user.
+        command.extend(user.iter().map(|&arg| arg.to_owned()));
+        Ok(command)
     }
 }
 

@@ -94,6 +94,9 @@ struct Arguments {
     /// The Parhelion binary [default: the one built with the bench]
     #[arg(long, value_name = "FILE")]
     parhelion: Option<PathBuf>,
+    /// Parhelion built with `--features bench-uncounted`: the contenders `uncounted` and `uncounted-mirror`
+    #[arg(long, value_name = "FILE")]
+    uncounted: Option<PathBuf>,
     /// Where JSON and SVG go [default: target/bench]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -148,6 +151,7 @@ fn start(arguments: &Arguments) -> Result<bool> {
             .parhelion
             .clone()
             .unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_parhelion"))),
+        uncounted: arguments.uncounted.clone(),
         spikes: arguments.spikes.clone(),
         folder: logs.path().to_owned(),
     };

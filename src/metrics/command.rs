@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use super::histogram::LE_BUCKETS_NS;
 use super::mirror::DivergenceKind;
-use crate::mirror::ledger::Counter;
+use crate::mirror::ledger::{COUNTING, Counter};
 use crate::protocol::resp::Command;
 
 /// Why a write did not reach a secondary, as far as anybody knows.
@@ -55,6 +55,9 @@ pub struct CommandMetrics {
 impl CommandMetrics {
     /// Counts a reply and the time it took. Only the owning core may call this.
     pub fn record(&self, ok: bool, latency_ns: u64) {
+        if !COUNTING {
+            return;
+        }
         if ok { &self.ok } else { &self.errors }.add(1);
         let bucket = LE_BUCKETS_NS.partition_point(|le| *le < latency_ns);
         self.buckets[bucket].add(1);
@@ -182,11 +185,11 @@ impl CommandTable {
     /// the bound gives `other`. The first use of a command allocates, later ones do not.
     pub fn at(&self, index: usize, name: &'static str) -> &CommandMetrics {
         match self.slots.get(index) {
-            Some(slot) => {
+            Some(slot) if COUNTING => {
                 let (_, metrics) = slot.get_or_init(|| (name, Box::default()));
                 metrics
             }
-            None => &self.other,
+            _ => &self.other,
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use hdrhistogram::Histogram;
 
-use crate::mirror::ledger::Counter;
+use crate::mirror::ledger::{COUNTING, Counter};
 
 /// Upper bounds of the exposed latency buckets, in nanoseconds. The last exposed bucket is `+Inf`.
 pub const LE_BUCKETS_NS: [u64; 17] = [
@@ -64,6 +64,9 @@ impl AtomicHistogram {
     /// Counts one value. Values outside 512 ns … 73 min are counted in the nearest bucket. Only the owning core
     /// may call this.
     pub fn record(&self, ns: u64) {
+        if !COUNTING {
+            return;
+        }
         let ns = ns.clamp(VALUE_MIN, VALUE_MAX);
         let exp = 63 - ns.leading_zeros();
         let sub = (ns >> (exp - SUB_BITS)) as usize & (SUB_COUNT - 1);

@@ -28,7 +28,7 @@ impl Kind {
 }
 
 /// One metric.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Metric {
     /// The family's name, without `_total`.
     pub name: &'static str,

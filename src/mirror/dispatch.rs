@@ -589,6 +589,9 @@ impl<S, O: Outcome> Dispatcher<S, O> {
     }
 
     fn check_books(&self) {
+        if !super::ledger::COUNTING {
+            return;
+        }
         let books = self.ledger.snapshot();
         assert!(books.balances(), "the ledger does not balance: {books:?}");
         let here = (self.queued_units + self.in_flight) as u64;

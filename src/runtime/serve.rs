@@ -70,6 +70,9 @@ pub fn run(config: Config, files: ConfigFiles) -> Result<(), ServeError> {
     let cpus = config.general.cores.resolve(&super::available_cpus());
     let registry = Arc::new(Registry::new(cpus));
     let control = config.general.control.map(bind_control).transpose()?;
+    if cfg!(feature = "bench-uncounted") {
+        tracing::warn!("built to count nothing, for the bench: every number shows 0");
+    }
     let divergences = Arc::new(DivergenceStore::default());
     let journal = events::Journal::open(config.general.divergence_log.as_deref())
         .map_err(|(path, source)| ServeError::Journal { path, source })?;

@@ -6,10 +6,11 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use parhelion::testing::wait::eventually;
 use serde_json::{Value, json};
 
 /// Longest wait for an answer of the browser, or for a page to become what is awaited.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A browser with one page.
 pub struct Chromium {
@@ -164,15 +165,14 @@ impl Chromium {
 
     /// Waits until the expression is true; a page that is not there yet is not.
     pub fn until(&mut self, expression: &str) {
-        let deadline = Instant::now() + PATIENCE;
-        while self.evaluate(expression)["result"]["value"] != true {
-            assert!(
-                Instant::now() < deadline,
-                "never true: {expression}\n{}",
-                self.eval("document.body.innerText")
-            );
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let is_true =
+            |page: &mut Self| page.evaluate(expression)["result"]["value"] == Value::Bool(true);
+        let came = eventually(PATIENCE, || is_true(self).then_some(()));
+        assert!(
+            came.is_some(),
+            "never true: {expression}\n{}",
+            self.eval("document.body.innerText")
+        );
     }
 
     /// A PNG of the whole page, if the variable PARHELION_SCREENSHOTS names a folder for it.
@@ -202,14 +202,10 @@ impl Drop for Chromium {
     fn drop(&mut self) {
         // It ends with its pipe; the kill is for one that hangs.
         drop(self.pipe.take());
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while Instant::now() < deadline {
-            if matches!(self.process.try_wait(), Ok(Some(_)) | Err(_)) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
+        let ended = || matches!(self.process.try_wait(), Ok(Some(_)) | Err(_)).then_some(());
+        if eventually(Duration::from_secs(5), ended).is_none() {
+            let _ = self.process.kill();
+            let _ = self.process.wait();
         }
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }

@@ -249,6 +249,7 @@ impl Session {
                 Step::Foreign => {
                     tracing::warn!(
                         client = self.units.id.0,
+                        database = self.units.source.database.name,
                         "refused a client of another protocol"
                     );
                     false

@@ -72,7 +72,12 @@ impl Session {
                 true
             }
             Err(problem) => {
-                tracing::warn!(database = database.name, %problem, "no connection for a client");
+                tracing::warn!(
+                    client = units.id.0,
+                    database = database.name,
+                    %problem,
+                    "no connection for a client"
+                );
                 false
             }
         }

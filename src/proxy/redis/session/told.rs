@@ -34,6 +34,7 @@ impl Session {
         if self.backlog() > SOCKET_SEND_BYTES && !self.units.source.lanes.spill(self) {
             tracing::warn!(
                 client = self.units.id.0,
+                database = self.units.source.database.name,
                 "a client that does not read its replies is closed"
             );
             self.abort();

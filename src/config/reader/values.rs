@@ -1,158 +1,16 @@
-//! Reads one TOML file value by value, so that every fault of it is reported and not only the first.
-//!
-//! Owns: the text, its line numbers, the faults found so far. Never does: stop at a fault, or know what a key means.
-//! (A derived deserializer would end at the first unknown key and could not say what to write instead.)
+//! The values of a section: what each key may hold, and what is said when it holds something else.
 
-use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use toml::de::{DeTable, DeValue};
+use toml::de::DeValue;
 
-use super::error::ConfigError;
-use super::secret::Secret;
-use super::units::{parse_duration, parse_size, show_duration, show_size};
+use super::near::nearest;
+use super::{At, Faults, Section};
+use crate::config::secret::Secret;
+use crate::config::units::{parse_duration, parse_size, show_duration, show_size};
 
-/// A file's name and text, with what is needed to turn byte offsets into lines.
-pub(super) struct Source<'a> {
-    pub name: &'a str,
-    pub text: &'a str,
-    newlines: Vec<usize>,
-}
-
-impl<'a> Source<'a> {
-    pub fn new(name: &'a str, text: &'a str) -> Self {
-        Self {
-            name,
-            text,
-            newlines: memchr::memchr_iter(b'\n', text.as_bytes()).collect(),
-        }
-    }
-
-    /// The line, from 1, that holds this byte.
-    pub fn line(&self, offset: usize) -> usize {
-        self.newlines.partition_point(|newline| *newline < offset) + 1
-    }
-}
-
-/// Something read, and the line where it stands.
-#[derive(Clone, Debug)]
-pub(super) struct At<T> {
-    pub value: T,
-    pub line: usize,
-}
-
-/// Faults and warnings found so far.
-#[derive(Default)]
-pub(super) struct Faults {
-    pub errors: Vec<ConfigError>,
-    pub warnings: Vec<ConfigError>,
-}
-
-/// Makes the form that errors and warnings have.
-pub(super) fn fault(
-    file: &str,
-    line: usize,
-    key: &str,
-    problem: impl Display,
-    way_out: impl Display,
-) -> ConfigError {
-    ConfigError {
-        file: file.to_owned(),
-        line: Some(line),
-        key: key.to_owned(),
-        problem: problem.to_string(),
-        way_out: way_out.to_string(),
-    }
-}
-
-/// One table of the file. Every key that is asked for counts as known; [`Section::finish`] refuses the others.
-pub(super) struct Section<'s, 'i> {
-    source: &'s Source<'s>,
-    /// `general`, `databases`, `listeners.tls`.
-    pub path: String,
-    pub line: usize,
-    table: &'s DeTable<'i>,
-    known: Vec<&'static str>,
-}
-
-impl<'s, 'i> Section<'s, 'i> {
-    pub fn new(
-        source: &'s Source<'s>,
-        path: impl Into<String>,
-        line: usize,
-        table: &'s DeTable<'i>,
-    ) -> Self {
-        Self {
-            source,
-            path: path.into(),
-            line,
-            table,
-            known: Vec::new(),
-        }
-    }
-
-    pub fn key(&self, key: &str) -> String {
-        if self.path.is_empty() {
-            key.to_owned()
-        } else {
-            format!("{}.{key}", self.path)
-        }
-    }
-
-    /// Reports a fault at a key's line.
-    pub fn refuse(
-        &self,
-        faults: &mut Faults,
-        line: usize,
-        key: &str,
-        problem: impl Display,
-        way_out: impl Display,
-    ) {
-        faults.errors.push(self.fault(line, key, problem, way_out));
-    }
-
-    /// A fault or warning of this section.
-    pub fn fault(
-        &self,
-        line: usize,
-        key: &str,
-        problem: impl Display,
-        way_out: impl Display,
-    ) -> ConfigError {
-        fault(self.source.name, line, &self.key(key), problem, way_out)
-    }
-
-    /// Reports a key that must be there.
-    pub fn missing(&self, faults: &mut Faults, key: &str, way_out: impl Display) {
-        self.refuse(faults, self.line, key, "is missing", way_out);
-    }
-
-    /// Whether the key stands in the file, without reading it.
-    pub fn has(&self, key: &str) -> bool {
-        self.table.get(key).is_some()
-    }
-
-    /// Whether the key holds `""`.
-    pub fn is_empty_string(&self, key: &str) -> bool {
-        self.table
-            .get(key)
-            .is_some_and(|value| value.get_ref().as_str() == Some(""))
-    }
-
-    /// The line of a key, or of the section if the key is not there.
-    pub fn line_of(&self, key: &str) -> usize {
-        self.table
-            .get(key)
-            .map_or(self.line, |value| self.source.line(value.span().start))
-    }
-
-    fn take(&mut self, key: &'static str) -> Option<(&'s DeValue<'i>, usize)> {
-        self.known.push(key);
-        let value = self.table.get(key)?;
-        Some((value.get_ref(), self.source.line(value.span().start)))
-    }
-
+impl Section<'_, '_> {
     pub fn string(&mut self, faults: &mut Faults, key: &'static str) -> Option<At<String>> {
         let (value, line) = self.take(key)?;
         match value.as_str() {
@@ -382,80 +240,6 @@ impl<'s, 'i> Section<'s, 'i> {
             line,
         })
     }
-
-    /// A table inside this one.
-    pub fn table(&mut self, faults: &mut Faults, key: &'static str) -> Option<Section<'s, 'i>> {
-        let (value, line) = self.take(key)?;
-        match value.as_table() {
-            Some(table) => Some(Section::new(self.source, self.key(key), line, table)),
-            None => {
-                let problem = format!("{} is not a table", describe(value));
-                self.refuse(
-                    faults,
-                    line,
-                    key,
-                    problem,
-                    format!("write [{}]", self.key(key)),
-                );
-                None
-            }
-        }
-    }
-
-    /// The tables of `[[key]]`.
-    pub fn tables(&mut self, faults: &mut Faults, key: &'static str) -> Vec<Section<'s, 'i>> {
-        let Some((value, line)) = self.take(key) else {
-            return Vec::new();
-        };
-        let Some(items) = value.as_array() else {
-            let problem = format!("{} is not a list of tables", describe(value));
-            self.refuse(
-                faults,
-                line,
-                key,
-                problem,
-                format!("write [[{}]]", self.key(key)),
-            );
-            return Vec::new();
-        };
-        let mut sections = Vec::new();
-        for item in items.iter() {
-            let line = self.source.line(item.span().start);
-            match item.get_ref().as_table() {
-                Some(table) => {
-                    sections.push(Section::new(self.source, self.key(key), line, table));
-                }
-                None => {
-                    let problem = format!("{} is not a table", describe(item.get_ref()));
-                    self.refuse(
-                        faults,
-                        line,
-                        key,
-                        problem,
-                        format!("write [[{}]]", self.key(key)),
-                    );
-                }
-            }
-        }
-        sections
-    }
-
-    /// Refuses the keys that nobody asked for. `foreign` says what a key of another program is, if it is one.
-    pub fn finish(self, faults: &mut Faults, foreign: impl Fn(&str) -> Option<&'static str>) {
-        for (key, _) in self.table.iter() {
-            let name: &str = key.get_ref();
-            if self.known.contains(&name) {
-                continue;
-            }
-            let way_out = match (foreign(name), nearest(name, &self.known)) {
-                (Some(hint), _) => hint.to_owned(),
-                (None, Some(known)) => format!("did you mean \"{known}\"?"),
-                (None, None) => format!("known here are {}", self.known.join(", ")),
-            };
-            let line = self.source.line(key.span().start);
-            self.refuse(faults, line, name, "unknown key", way_out);
-        }
-    }
 }
 
 /// A value with a unit: how it is read, shown and asked for.
@@ -485,7 +269,7 @@ const SIZE: Measure<usize> = Measure {
 };
 
 /// A value in words, without showing strings that may be secrets in the wrong place.
-fn describe(value: &DeValue<'_>) -> String {
+pub(super) fn describe(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(text) if text.len() <= 40 => format!("the string {:?}", text.as_ref()),
         DeValue::String(_) => "a long string".to_owned(),
@@ -512,53 +296,4 @@ fn integer_of(value: &DeValue<'_>) -> Option<i128> {
     let number = value.as_integer()?;
     // Longer than any number that could be meant; i128 holds what is left, so "out of range" can be said of it.
     i128::from_str_radix(&number.as_str().replace('_', ""), number.radix()).ok()
-}
-
-/// The word that a typing error most likely meant: at most a third of its letters differ.
-pub(super) fn nearest<'w>(word: &str, words: &[&'w str]) -> Option<&'w str> {
-    // A key may be as long as the file; no typing error is.
-    if word.len() > 64 {
-        return None;
-    }
-    words
-        .iter()
-        .map(|candidate| (distance(word, candidate), *candidate))
-        .filter(|(distance, candidate)| distance * 3 <= candidate.len().max(word.len()))
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
-}
-
-/// Levenshtein's distance in bytes, row by row.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let substituted = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_typing_error_finds_its_key_and_nonsense_finds_none() {
-        let keys = ["mirror_queue", "mirror_exposure", "pace"];
-        assert_eq!(nearest("miror_exposure", &keys), Some("mirror_exposure"));
-        assert_eq!(nearest("pase", &keys), Some("pace"));
-        assert_eq!(nearest("colour", &keys), None);
-        assert_eq!(nearest(&"x".repeat(100_000), &keys), None);
-    }
-
-    #[test]
-    fn lines_count_from_one() {
-        let source = Source::new("f", "a\nb\n\nc");
-        assert_eq!([0, 1, 2, 4, 5].map(|at| source.line(at)), [1, 1, 2, 3, 4]);
-    }
 }
