@@ -49,6 +49,9 @@ pub(super) struct Handle {
     pub(super) tls: OnceCell<Box<RefCell<Secure>>>,
 }
 
+/// What TLS costs a plain connection: one empty pointer.
+const _: () = assert!(size_of::<OnceCell<Box<RefCell<Secure>>>>() == size_of::<usize>());
+
 /// Idle connections are probed after this time, so that a peer that vanished is noticed.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
