@@ -214,7 +214,7 @@ fn replies_that_pile_up_stay_below_their_bound_and_cost_the_one_who_exceeds_it()
                 .log()
                 .iter()
                 .any(|line| line.contains("does not read"));
-            (closed || held() > wanted / 10 * 9).then_some(closed)
+            (closed || number < 4 && held() > wanted / 10 * 9).then_some(closed)
         });
         assert_eq!(here, Some(number == 4), "reply {number}: {} bytes", held());
         deaf.push(client);
@@ -231,15 +231,17 @@ fn replies_that_pile_up_stay_below_their_bound_and_cost_the_one_who_exceeds_it()
     assert!(reply.starts_with(head.as_bytes()));
     assert!(deaf[3].reply().is_err(), "the last one is closed");
     drop(deaf);
-    let back = eventually(PATIENCE, || {
-        (resident(proxy.pid()).saturating_sub(memory) < 64 << 20).then_some(())
-    });
-    assert!(
-        back.is_some(),
-        "{} bytes stay",
-        resident(proxy.pid()) - memory
-    );
-    let mut late = RespClient::connect(proxy.address());
-    late.send(&encode(&["GET", "huge"]));
-    assert_eq!(late.reply().unwrap().len(), reply.len());
+    // The allocator may keep what it got, for the next ones: it is not lost.
+    let again: Vec<RespClient> = (0..3)
+        .map(|_| {
+            let mut client = RespClient::connect(proxy.address());
+            client.send(&encode(&["GET", "huge"]));
+            client
+        })
+        .collect();
+    for mut client in again {
+        assert_eq!(client.reply().unwrap().len(), reply.len());
+    }
+    let most = peak(proxy.pid()).saturating_sub(memory) as usize;
+    assert!(most < REDIS_SPILL_BYTES_MAX / 16 * 17, "{most} bytes");
 }
