@@ -1,7 +1,9 @@
 //! The dual writer against a model: a primary with several connections, a secondary that crashes and forgets, drops,
-//! lost connections and repairs, in seeded order. Once all is quiet both stores are equal.
+//! lost connections and repairs, in seeded order. Once all is quiet both stores are equal. Shadow reads run among it: they
+//! wait for their place behind the writes (their fence) and are read again before they are told, and none is told.
 //!
-//! Planted mistakes show that the model would notice: each is caught by some seed.
+//! Planted mistakes show that the model would notice: each is caught by some seed. `PARHELION_SIM_SEEDS=10000` for more
+//! seeds.
 
 // Helpers of tests are no tests to the lint.
 #![allow(clippy::unwrap_used)]
@@ -32,7 +34,14 @@ enum Mistake {
     Copies,
     /// Dropped writes are forgotten.
     Drops,
+    /// A shadow read is compared with what the secondary has at once, not behind the writes before it.
+    Fence,
+    /// A shadow read that differs is told without being read again.
+    Reread,
 }
+
+/// Attempts to read again, as the proxy makes them.
+const ATTEMPTS: u32 = 3;
 
 type Store = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -44,8 +53,18 @@ fn execute(store: &mut Store, bytes: &[u8]) {
             b"SET" => drop(store.insert(arg(1), arg(2))),
             b"APPEND" => store.entry(arg(1)).or_default().extend(arg(2)),
             b"DEL" => drop(store.remove(&arg(1))),
+            b"GET" => {}
             other => panic!("{other:?}"),
         }
+    }
+}
+
+/// The answer to a GET.
+fn read(store: &Store, request: &[u8]) -> Vec<u8> {
+    let request = Request::parse(request);
+    match store.get(request.arg(1).unwrap()) {
+        Some(value) => [b"+", &value[..], b"\r\n"].concat(),
+        None => b"$-1\r\n".to_vec(),
     }
 }
 
@@ -53,6 +72,17 @@ struct Pending {
     bytes: Vec<u8>,
     arrived_ns: u64,
     executed: bool,
+    /// What a read gave.
+    reply: Option<Vec<u8>>,
+}
+
+/// A shadow read that differed.
+struct Suspicion {
+    request: Vec<u8>,
+    attempts: u32,
+    sent_ns: u64,
+    /// Its turn is in the queue.
+    queued: bool,
 }
 
 struct Copy {
@@ -72,6 +102,13 @@ struct World {
     order: Order,
     copies: Vec<Copy>,
     connected: bool,
+    suspicions: BTreeMap<u64, Suspicion>,
+    last_suspicion: u64,
+    /// Divergences that were told.
+    told: u64,
+    compared: u64,
+    /// The secondary loses its next write and says OK.
+    loses: bool,
     mistake: Option<Mistake>,
 }
 
@@ -93,6 +130,11 @@ impl World {
             order: Order::default(),
             copies: Vec::new(),
             connected: true,
+            suspicions: BTreeMap::new(),
+            last_suspicion: 0,
+            told: 0,
+            compared: 0,
+            loses: false,
             mistake,
         }
     }
@@ -110,6 +152,7 @@ impl World {
             90 if self.rng.u8(0..4) == 0 => self.connection_breaks(true),
             90 => {}
             91 | 92 => self.connected = true,
+            93 | 94 => self.read_again(),
             _ => self.repair(),
         }
         assert!(self.ledger.snapshot().balances());
@@ -120,9 +163,10 @@ impl World {
         let key = vec![b'a' + number];
         let value = vec![b'A' + self.rng.u8(0..26)];
         let mut bytes = Vec::new();
-        match self.rng.u8(0..10) {
+        match self.rng.u8(0..14) {
             0..3 => encode(&mut bytes, [b"SET".to_vec(), key, value]),
             3..9 => encode(&mut bytes, [b"APPEND".to_vec(), key, value]),
+            9..13 => encode(&mut bytes, [b"GET".to_vec(), key]),
             _ => encode(&mut bytes, [b"DEL".to_vec(), key]),
         }
         // Mostly a connection of the key's own, so that doubts about the order do not heal everything else.
@@ -134,6 +178,7 @@ impl World {
             bytes,
             arrived_ns: self.now_ns,
             executed: false,
+            reply: None,
         });
     }
 
@@ -145,11 +190,18 @@ impl World {
         {
             pending.executed = true;
             execute(&mut self.primary, &pending.bytes);
+            if Request::parse(&pending.bytes).name() == b"GET" {
+                pending.reply = Some(read(&self.primary, &pending.bytes));
+            }
         }
     }
 
     fn primary_answers(&mut self) {
         let stream = self.rng.usize(0..STREAMS);
+        self.stream_answers(stream);
+    }
+
+    fn stream_answers(&mut self, stream: usize) {
         if !self.streams[stream]
             .front()
             .is_some_and(|pending| pending.executed)
@@ -157,6 +209,9 @@ impl World {
             return;
         }
         let pending = self.streams[stream].pop_front().unwrap();
+        if let Some(reply) = pending.reply {
+            return self.shadow(pending.bytes, reply);
+        }
         let (order, taint) = (&mut self.order, &mut self.queue.taint);
         visit(&pending.bytes, 0, |db, key| {
             let unknown = order.answered(
@@ -176,6 +231,101 @@ impl World {
             return self.queue.recycle(item);
         }
         let _ = self.queue.offer(item);
+    }
+
+    /// A read that the primary has answered goes behind the writes that it has answered.
+    fn shadow(&mut self, request: Vec<u8>, reply: Vec<u8>) {
+        if self.mistake == Some(Mistake::Fence) {
+            if self.connected
+                && read(&self.secondary, &request) != reply
+                && !self.in_doubt(&request)
+            {
+                self.told += 1;
+            }
+            return;
+        }
+        let mut item = self.queue.item();
+        item.kind = Kind::Read;
+        item.request = request;
+        item.reply = reply;
+        item.commands = 1;
+        let _ = self.queue.offer(item);
+    }
+
+    fn in_doubt(&self, request: &[u8]) -> bool {
+        let mut doubt = self.queue.taint.is_all();
+        visit(request, 0, |db, key| {
+            doubt |= self.queue.in_doubt(hash(db, key));
+        });
+        doubt
+    }
+
+    /// The secondary has answered a read: what differs is read again, as the proxy's rereads do.
+    fn read_answered(&mut self, kind: Kind, request: Vec<u8>, wanted: &[u8]) {
+        let differs = read(&self.secondary, &request) != wanted && !self.in_doubt(&request);
+        self.compared += 1;
+        match kind {
+            Kind::Read if differs && self.mistake == Some(Mistake::Reread) => self.told += 1,
+            Kind::Read if differs => {
+                self.last_suspicion += 1;
+                let suspicion = Suspicion {
+                    request,
+                    attempts: 0,
+                    sent_ns: 0,
+                    queued: false,
+                };
+                self.suspicions.insert(self.last_suspicion, suspicion);
+            }
+            Kind::Reread(number) => {
+                // An answer is never on its way for as long as a read again takes its turn: what the primary had executed
+                // before it was read is known by now.
+                for stream in 0..STREAMS {
+                    while self.streams[stream]
+                        .front()
+                        .is_some_and(|pending| pending.executed)
+                    {
+                        self.stream_answers(stream);
+                    }
+                }
+                let Some(mut suspicion) = self.suspicions.remove(&number) else {
+                    return;
+                };
+                if !differs {
+                    return;
+                }
+                suspicion.attempts += 1;
+                suspicion.queued = false;
+                if suspicion.attempts < ATTEMPTS {
+                    self.suspicions.insert(number, suspicion);
+                    return;
+                }
+                let mut raced = self.in_doubt(&suspicion.request);
+                visit(&suspicion.request, 0, |db, key| {
+                    raced |= self.order.written_since(hash(db, key), suspicion.sent_ns);
+                });
+                self.told += u64::from(!raced);
+            }
+            _ => {}
+        }
+    }
+
+    /// Reads the primary once more and queues the secondary's turn.
+    fn read_again(&mut self) {
+        let next = self.suspicions.iter_mut().find(|(_, one)| !one.queued);
+        let Some((number, suspicion)) = next else {
+            return;
+        };
+        suspicion.sent_ns = self.now_ns;
+        suspicion.queued = true;
+        let number = *number;
+        let mut item = self.queue.item();
+        item.kind = Kind::Reread(number);
+        item.request.clone_from(&suspicion.request);
+        item.reply = read(&self.primary, &suspicion.request);
+        item.commands = 1;
+        if self.queue.offer(item).is_err() {
+            self.suspicions.remove(&number);
+        }
     }
 
     /// Whatever it had not answered may have been executed or not.
@@ -202,11 +352,18 @@ impl World {
         let Some((item, ..)) = self.queue.expecting() else {
             return;
         };
-        execute(&mut self.secondary, item.bytes());
-        for _ in 1..item.replies() {
+        let replies = item.replies();
+        let lost = item.kind == Kind::Write && std::mem::take(&mut self.loses);
+        if !lost {
+            execute(&mut self.secondary, item.bytes());
+        }
+        for _ in 1..replies {
             assert!(self.queue.replied().is_none());
         }
         let item = self.queue.replied().unwrap();
+        if matches!(item.kind, Kind::Read | Kind::Reread(_)) {
+            self.read_answered(item.kind, item.request.clone(), &item.reply);
+        }
         self.queue.delivered(item, false);
     }
 
@@ -226,6 +383,8 @@ impl World {
             }
         }
         self.queue.broken();
+        // What was to be read again is forgotten: only its turn in the queue, not the read itself, may still be there.
+        self.suspicions.clear();
         if crash {
             self.secondary.clear();
             self.queue.taint.add_all();
@@ -298,6 +457,35 @@ impl World {
         let _ = self.queue.offer(item);
     }
 
+    /// A client writes, and the secondary only says that it did.
+    fn lose_a_write(&mut self) {
+        let mut bytes = Vec::new();
+        encode(&mut bytes, [b"SET".as_slice(), b"a", b"news"]);
+        self.streams[0].push_back(Pending {
+            bytes,
+            arrived_ns: self.now_ns,
+            executed: false,
+            reply: None,
+        });
+        self.loses = true;
+        self.settle();
+    }
+
+    /// A client reads every key once.
+    fn read_everything(&mut self) {
+        for number in 0..KEYS {
+            let mut bytes = Vec::new();
+            encode(&mut bytes, [b"GET".to_vec(), vec![b'a' + number]]);
+            self.streams[0].push_back(Pending {
+                bytes,
+                arrived_ns: self.now_ns,
+                executed: false,
+                reply: None,
+            });
+            self.settle();
+        }
+    }
+
     /// Clients rest; everything comes to its end.
     fn settle(&mut self) {
         self.connected = true;
@@ -309,11 +497,13 @@ impl World {
             self.worker_sends();
             self.secondary_answers();
             self.repair();
+            self.read_again();
             let streams = self.streams.iter().all(VecDeque::is_empty);
             if streams
                 && self.queue.is_idle()
                 && self.queue.taint.is_empty()
                 && self.copies.is_empty()
+                && self.suspicions.is_empty()
             {
                 return;
             }
@@ -322,22 +512,45 @@ impl World {
     }
 }
 
-fn ends_equal(seed: u64, mistake: Option<Mistake>) -> bool {
+/// Runs a seed to its end.
+fn run(seed: u64, mistake: Option<Mistake>, loses: bool) -> World {
     let mut world = World::new(seed, mistake);
     for _ in 0..world.rng.usize(50..3000) {
         world.step();
     }
     world.settle();
+    if loses {
+        world.lose_a_write();
+    }
+    world.read_everything();
     let books = world.ledger.snapshot();
     assert!(books.balances() && books.in_flight() == 0);
     assert!(books.dropped_for(DropReason::QueueFull) + books.delivered > 0);
-    world.primary == world.secondary
+    world
+}
+
+fn seeds() -> u64 {
+    let text = std::env::var("PARHELION_SIM_SEEDS");
+    text.map_or(256, |text| text.parse().unwrap())
 }
 
 #[test]
-fn once_all_is_quiet_the_secondary_equals_the_primary() {
-    for seed in 0..256 {
-        assert!(ends_equal(seed, None), "seed {seed}");
+fn once_all_is_quiet_the_secondary_equals_the_primary_and_no_read_was_told() {
+    let mut compared = 0;
+    for seed in 0..seeds() {
+        let world = run(seed, None, false);
+        assert!(world.primary == world.secondary, "seed {seed}");
+        assert_eq!(world.told, 0, "seed {seed}: a right secondary was accused");
+        compared += world.compared;
+    }
+    println!("{compared} shadow reads compared");
+    assert!(compared >= seeds() * u64::from(KEYS), "{compared}");
+}
+
+#[test]
+fn a_secondary_that_loses_a_write_in_silence_is_told_of() {
+    for seed in 0..64 {
+        assert_eq!(run(seed, None, true).told, 1, "seed {seed}");
     }
 }
 
@@ -348,8 +561,13 @@ fn planted_mistakes_are_noticed() {
         Mistake::Doubts,
         Mistake::Copies,
         Mistake::Drops,
+        Mistake::Fence,
+        Mistake::Reread,
     ] {
-        let noticed = (0..64).any(|seed| !ends_equal(seed, Some(mistake)));
+        let noticed = (0..64).any(|seed| {
+            let world = run(seed, Some(mistake), false);
+            world.primary != world.secondary || world.told > 0
+        });
         assert!(noticed, "{mistake:?}");
     }
 }

@@ -141,6 +141,6 @@ macro_rules! smokes {
 }
 
 smokes! {
-    resp_request resp_reply resp_session resp_compare pg_framer pg_startup pg_session pg_mirror pg_login pg_sql config
-    admin_sql
+    resp_request resp_reply resp_session resp_compare pg_framer pg_startup pg_session pg_mirror pg_login pg_sql
+    pg_pipeline pg_queries pg_pooled pg_state pg_auth resp_dual config admin_sql
 }

@@ -159,3 +159,113 @@ fn a_name_server_that_never_answers_holds_up_only_who_needs_the_name() {
     assert!(told.is_some(), "{:?}", proxy.log());
     assert!(status(control)["totals"]["accepted"].as_u64().unwrap() > 2);
 }
+
+/// As the systemd unit runs it: another user, no capabilities, no way to get any, nothing on disk to be written to.
+const WITHOUT_RIGHTS: &str = r#"
+mount --make-rprivate / && mount -o remount,bind,ro / || exit 77
+for at in /tmp /var /dev/shm "$1"; do
+    if mountpoint -q "$at"; then mount -o remount,bind,ro "$at" || exit 77; fi
+done
+shift
+exec setpriv --reuid=65534 --regid=65534 --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all "$@"
+"#;
+
+#[test]
+fn a_read_only_root_and_a_user_without_rights_are_enough() {
+    let server = RedisServer::start(RedisOptions::default()).unwrap();
+    let [address, control] =
+        [(); 2].map(|()| SocketAddr::from(([127, 0, 0, 1], free_port().unwrap())));
+    let folder = tempfile::tempdir().unwrap();
+    let [binary, file] = ["parhelion", "parhelion.toml"].map(|name| folder.path().join(name));
+    // Where anybody may read them, as in /usr/local/bin and /etc.
+    std::fs::copy(env!("CARGO_BIN_EXE_parhelion"), &binary).unwrap();
+    let core = core_affinity::get_core_ids().unwrap()[0].id;
+    let config = format!(
+        "[general]\ncores = [{core}]\ncontrol = \"{control}\"\n\
+         [[listeners]]\naddress = \"{address}\"\nprotocol = \"redis\"\ndatabase = \"here\"\n\
+         [[databases]]\nname = \"here\"\nprotocol = \"redis\"\nhost = \"127.0.0.1\"\nport = {}\n",
+        server.port()
+    );
+    std::fs::write(&file, &config).unwrap();
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(folder.path(), readable).unwrap();
+    let allowed = Command::new("unshare")
+        .args([
+            "--mount",
+            "setpriv",
+            "--reuid=65534",
+            "--clear-groups",
+            "true",
+        ])
+        .status()
+        .is_ok_and(|status| status.success());
+    if !allowed {
+        eprintln!("SKIPPED: no mount namespace without root; a read-only root is not tested");
+        return;
+    }
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c"])
+        .args([WITHOUT_RIGHTS, "sh"])
+        .arg(folder.path())
+        .arg(&binary)
+        .args(["run", "--config"])
+        .arg(&file);
+    let mut proxy = ProxyProcess::spawn(command, address, control).unwrap();
+    let proc = |name: &str| std::fs::read_to_string(format!("/proc/{}/{name}", proxy.pid()));
+    let rights = proc("status").unwrap();
+    for line in [
+        "Uid:\t65534\t65534\t65534\t65534",
+        "CapEff:\t0000000000000000",
+        "CapBnd:\t0000000000000000",
+        "NoNewPrivs:\t1",
+    ] {
+        assert!(rights.contains(line), "{line}: {rights}");
+    }
+    let mounts = proc("mounts").unwrap();
+    let root = mounts
+        .lines()
+        .rfind(|line| line.split(' ').nth(1) == Some("/"));
+    let options = root.and_then(|line| line.split(' ').nth(3)).unwrap();
+    assert!(options.split(',').any(|option| option == "ro"), "{options}");
+    let mut client = RespClient::connect(address);
+    assert_eq!(client.call(&["SET", "k", "v"]), b"+OK\r\n");
+    assert_eq!(status(control)["totals"]["clients"], 1);
+    // A reload reads again; the test, outside, may write.
+    let known = proxy.log().len();
+    std::fs::write(
+        &file,
+        config.replace("[general]\n", "[general]\nmax_connections = 7\n"),
+    )
+    .unwrap();
+    proxy
+        .process()
+        .signal(rustix::process::Signal::HUP)
+        .unwrap();
+    let reloaded = eventually(PATIENCE, || {
+        let log = proxy.log();
+        log[known..]
+            .iter()
+            .any(|line| line.contains("max_connections"))
+            .then_some(())
+    });
+    assert!(reloaded.is_some(), "{:?}", &proxy.log()[known..]);
+    assert_eq!(client.call(&["GET", "k"]), b"$1\r\nv\r\n");
+    drop(client);
+    proxy
+        .process()
+        .signal(rustix::process::Signal::TERM)
+        .unwrap();
+    let ended = proxy.process().wait_exit(PATIENCE).expect("it ends");
+    assert_eq!(ended.code(), Some(0));
+    let log = proxy.log().join("\n");
+    for refused in [
+        "Read-only",
+        "ermission denied",
+        "not permitted",
+        " ERROR ",
+        "panicked",
+    ] {
+        assert!(!log.contains(refused), "{refused}: {log}");
+    }
+}

@@ -251,6 +251,28 @@ fn precise_timers_end_within_a_millisecond_and_timeouts_end() {
 }
 
 #[test]
+fn bytes_know_when_they_came_however_late_they_are_read() {
+    let (plain, address) = listener();
+    let peer = thread::spawn(move || plain.accept().unwrap().0.write_all(b"answer").unwrap());
+    let (heard_ns, read_ns) = on_ring(small(), async move |ring, _queues| {
+        let socket = ring.connect(&Address::Tcp(address)).await.unwrap();
+        let arrived = async {
+            while !socket.is_ended() {
+                ring.sleep(Duration::from_millis(1), false).await
+            }
+        };
+        ring.timeout(Duration::from_secs(5), arrived).await.unwrap();
+        let came_by_ns = ring.now_ns();
+        ring.sleep(Duration::from_millis(50), true).await;
+        assert_eq!(&*socket.recv().await.unwrap().unwrap(), b"answer");
+        assert!(socket.heard_ns() <= came_by_ns);
+        (socket.heard_ns(), ring.now_ns())
+    });
+    assert!(read_ns - heard_ns >= 50_000_000, "{heard_ns} {read_ns}");
+    peer.join().unwrap();
+}
+
+#[test]
 fn a_mirror_task_that_is_always_ready_does_not_hold_up_a_client() {
     let (listener, address) = listener();
     let client = thread::spawn(move || check_echo(address, 3, 256 * 1024));

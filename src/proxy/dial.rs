@@ -34,6 +34,11 @@ impl Context {
     /// # Errors
     /// Resolution, refusal, timeout; TLS that cannot be had and must be.
     pub async fn connect(&self, database: &Database) -> io::Result<Socket> {
+        // Once per connection: what it takes is not to be a part of the future of every client, for as long as that lives.
+        Box::pin(self.dial(database)).await
+    }
+
+    async fn dial(&self, database: &Database) -> io::Result<Socket> {
         let socket = self.reach(&database.endpoint).await?;
         if !super::tls::wants_tls(database) {
             return Ok(socket);

@@ -216,7 +216,10 @@ pub(super) struct Slot {
     pub(super) fd: Option<OwnedFd>,
     /// Operations in the kernel that name this slot; it is reused only at 0.
     pub(super) ops: u32,
-    pub(super) received: VecDeque<Chunk>,
+    /// With when it came.
+    pub(super) received: VecDeque<(u64, Chunk)>,
+    /// When what the reader took last had come.
+    pub(super) heard_ns: u64,
     pub(super) received_bytes: usize,
     receiving: bool,
     cancelling: bool,
@@ -508,7 +511,7 @@ impl State {
                     } else {
                         chunk
                     };
-                    slot.received.push_back(chunk);
+                    slot.received.push_back((now_ns, chunk));
                 }
             }
             0 => slot.end = Some(End::Eof),

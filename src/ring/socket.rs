@@ -49,6 +49,9 @@ pub(super) struct Handle {
     pub(super) tls: OnceCell<Box<RefCell<Secure>>>,
 }
 
+/// What TLS costs a plain connection: one empty pointer.
+const _: () = assert!(size_of::<OnceCell<Box<RefCell<Secure>>>>() == size_of::<usize>());
+
 /// Idle connections are probed after this time, so that a peer that vanished is noticed.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
@@ -137,6 +140,12 @@ impl Socket {
         .await
     }
 
+    /// When the bytes that [`Socket::recv`] returned last came in: the time of that turn, however long they waited for
+    /// their reader. A mirror's tasks may wait long on a busy core, which is not the mirror's slowness.
+    pub fn heard_ns(&self) -> u64 {
+        self.state().slot(self.0.key).heard_ns
+    }
+
     /// Puts back bytes that were taken too early; the next [`Socket::recv`] returns them.
     pub fn unrecv(&self, chunk: Chunk) {
         if chunk.is_empty() {
@@ -148,7 +157,7 @@ impl Socket {
         let mut state = self.state();
         let slot = state.slot(self.0.key);
         slot.received_bytes += chunk.len();
-        slot.received.push_front(chunk);
+        slot.received.push_front((slot.heard_ns, chunk));
     }
 
     /// Queues a copy of `bytes`; they leave at the end of this turn. After a send error they are discarded:
@@ -301,7 +310,8 @@ impl Handle {
     pub(super) fn take_received(&self) -> Option<Chunk> {
         let mut state = self.ring.core.state.borrow_mut();
         let slot = state.slot(self.key);
-        let chunk = slot.received.pop_front()?;
+        let (heard_ns, chunk) = slot.received.pop_front()?;
+        slot.heard_ns = heard_ns;
         slot.received_bytes -= chunk.len();
         state.arm_receive(self.key);
         Some(chunk)

@@ -4,6 +4,9 @@
 //! A target returns if the input was handled, whatever the verdict on it; it panics if an invariant broke. The first
 //! byte of an input says where the rest is cut into reads, so that cuts are fuzzed too.
 
+#[path = "carried.rs"]
+mod carried;
+
 use std::path::Path;
 
 use parhelion::config::Input;
@@ -16,6 +19,8 @@ use parhelion::protocol::resp::tracker::{Paired, ReplyHead, Tracker};
 use parhelion::protocol::resp::{
     Comparison, ReplyFramer, Request, RequestFramer, command, compare, compare_transaction,
 };
+
+pub use carried::{pg_auth, pg_pipeline, pg_pooled, pg_queries, pg_state, resp_dual};
 
 /// Takes any input without panic, hang or unbounded memory.
 pub type Target = fn(&[u8]);
@@ -32,6 +37,12 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("pg_mirror", pg_mirror),
     ("pg_login", pg_login),
     ("pg_sql", pg_sql),
+    ("pg_pipeline", pg_pipeline),
+    ("pg_queries", pg_queries),
+    ("pg_pooled", pg_pooled),
+    ("pg_state", pg_state),
+    ("pg_auth", pg_auth),
+    ("resp_dual", resp_dual),
     ("config", config),
     ("admin_sql", admin_sql),
 ];

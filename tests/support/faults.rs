@@ -1,7 +1,8 @@
 //! What the tests of faults, hostile peers and limits share: the ledger as the control port shows it, the memory and
 //! descriptors of a process, load that keeps its own books.
 
-use std::net::SocketAddr;
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parhelion::testing::proxy::{ProxyOptions, ProxyProcess, http_get};
+use parhelion::testing::servers::{PostgresOptions, PostgresServer, RedisOptions, RedisServer};
 use parhelion::testing::wait::eventually;
 use serde_json::Value;
 
@@ -20,6 +22,39 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// The real binary, whatever `PARHELION_TEST_PROXY` says: these tests look inside.
 pub fn start(options: &ProxyOptions) -> ProxyProcess {
     ProxyProcess::start(Path::new(env!("CARGO_BIN_EXE_parhelion")), options).unwrap()
+}
+
+/// A Redis as it comes.
+pub fn redis() -> RedisServer {
+    RedisServer::start(RedisOptions::default()).unwrap()
+}
+
+/// A Postgres as it comes.
+pub fn postgres() -> PostgresServer {
+    PostgresServer::start(PostgresOptions::default()).unwrap()
+}
+
+/// The value of a counter key, 0 if there is none.
+pub fn counter(server: &RedisServer, key: &str) -> u64 {
+    let reply = server.command(&["GET", key]).unwrap();
+    let text = String::from_utf8(reply).unwrap();
+    text.lines().nth(1).map_or(0, |line| line.parse().unwrap())
+}
+
+/// What arrives until the other side closes, within `limit`.
+pub fn until_close(stream: &mut TcpStream, limit: Duration) -> Result<Vec<u8>, String> {
+    stream.set_read_timeout(Some(limit)).unwrap();
+    let mut all = Vec::new();
+    match stream.read_to_end(&mut all) {
+        Ok(_) => Ok(all),
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok(all),
+        Err(error) => Err(format!("{error} after {}", all.escape_ascii())),
+    }
+}
+
+/// What arrives until the other side closes, which it must.
+pub fn closed(stream: &mut TcpStream) -> Vec<u8> {
+    until_close(stream, PATIENCE).unwrap_or_else(|error| panic!("not closed: {error}"))
 }
 
 /// A number from the environment, for longer runs than CI's.
@@ -177,6 +212,19 @@ pub fn open_fds(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()
         .count()
+}
+
+/// Descriptors of a proxy without clients whose lane to the primary is open: that one stays.
+pub fn open_fds_with_lane(proxy: &ProxyProcess) -> usize {
+    let mut first = RespClient::connect(proxy.address());
+    assert_eq!(first.call(&["PING"]), b"+PONG\r\n");
+    let with_client = open_fds(proxy.pid());
+    drop(first);
+    eventually(PATIENCE, || {
+        let now = open_fds(proxy.pid());
+        (now < with_client).then_some(now)
+    })
+    .expect("the first client is freed")
 }
 
 /// CPU time of a process in clock ticks (a hundredth of a second).

@@ -40,26 +40,43 @@ pub async fn serve(
     database: Option<usize>,
     tls: Option<Arc<ServerTls>>,
 ) {
+    // An idle client does not hold the memory that its login needed.
+    let begun = Box::pin(begin(context, services, client.clone(), database, tls)).await;
+    let Some((session, primary)) = begun else {
+        return;
+    };
+    session.upstream(&client, &primary).await;
+}
+
+/// Everything up to the session of a client that has a primary connection to itself, or the whole of another one.
+async fn begin(
+    context: Rc<Context>,
+    services: Rc<Services>,
+    client: Socket,
+    database: Option<usize>,
+    tls: Option<Arc<ServerTls>>,
+) -> Option<(Rc<PgSession>, Socket)> {
     let listener = context.metrics.listener(metrics::Protocol::Postgres);
     let hello = match handshake::receive(&context, &services.shared, &client, tls.as_deref()).await
     {
         Ok(hello) => hello,
-        Err(Refusal::CancelDone) => return,
+        Err(Refusal::CancelDone) => return None,
         Err(refusal) => {
             listener.refused.add(1);
             tracing::debug!(%refusal, peer = ?client.peer(), "no session");
-            return;
+            return None;
         }
     };
     if admin::is_wanted(&context.config.borrow(), hello.startup.database(), database) {
-        return admin::serve(&context, &services, &client, &hello).await;
+        admin::serve(&context, &services, &client, &hello).await;
+        return None;
     }
     let Some(source) = choose(&services, &context, &hello, database) else {
         let name = String::from_utf8_lossy(hello.startup.database()).into_owned();
         let message = format!("database \"{name}\" does not exist");
         client.write(&encode_error(Severity::Fatal, "3D000", &message));
         listener.refused.add(1);
-        return;
+        return None;
     };
     let opened = match (source.database.auth, source.database.pool_mode) {
         (Auth::Relay, _) => relayed(&context, &source, &client, &hello, tls.as_deref()).await,
@@ -70,7 +87,7 @@ pub async fn serve(
                 (Ok(()), PoolMode::Transaction) => {
                     let shared = &services.shared;
                     match pooled::serve(&context, shared, source.clone(), &client, &hello).await {
-                        Ok(()) => return,
+                        Ok(()) => return None,
                         Err(refused) => Err(refused),
                     }
                 }
@@ -84,7 +101,7 @@ pub async fn serve(
         Err(refused) => {
             listener.refused.add(1);
             tracing::debug!(%refused, peer = ?client.peer(), "no session");
-            return;
+            return None;
         }
     };
     let session = PgSession::start(
@@ -96,10 +113,10 @@ pub async fn serve(
         (&client, &primary),
     );
     context.queues.spawn(Queue::Serve, {
-        let (session, client, primary) = (session.clone(), client.clone(), primary.clone());
+        let (session, client, primary) = (session.clone(), client, primary.clone());
         async move { session.downstream(&client, &primary).await }
     });
-    session.upstream(&client, &primary).await;
+    Some((session, primary))
 }
 
 /// How a session begins.

@@ -62,6 +62,8 @@ pub(super) struct Ran {
     pub session_errors: Vec<Sqlstate>,
     /// When its first byte was sent, or when the unit before it in a pipeline was answered.
     pub started_ns: u64,
+    /// When the end of its last reply came in.
+    pub answered_ns: u64,
     /// When its message groups were sent.
     pub sent_ns: SmallVec<[u64; 2]>,
 }
@@ -185,6 +187,7 @@ impl Connection {
             timed_out,
             session_errors: std::mem::take(&mut self.session_errors),
             started_ns,
+            answered_ns: self.socket.heard_ns(),
             sent_ns: std::mem::take(&mut self.sent_ns),
         })
     }
@@ -365,7 +368,7 @@ impl Connection {
             let until_ns = next.map_or(u64::MAX, |next| next.arrived_ns);
             self.plan_cancel(unit, group, until_ns, context.ring.now_ns());
             self.sent_ns.push(context.ring.now_ns());
-            self.send_range(context, unit, group.offset..end, replay, source)
+            self.send_range(unit, group.offset..end, replay, source)
                 .await?;
         }
         Ok(())
@@ -405,7 +408,6 @@ impl Connection {
 
     async fn send_range(
         &mut self,
-        context: &Context,
         unit: &PgUnit,
         Range { start, end }: Range<usize>,
         replay: &mut Replay,
@@ -430,7 +432,7 @@ impl Connection {
                 }
                 // The mirror may be answering a large unit; never let both sides wait for each other to read.
                 while self.socket.queued() > SOCKET_SEND_BYTES {
-                    self.drain_or_read(context, replay).await?;
+                    self.drain_or_read(replay).await?;
                 }
             }
             at += bytes.len();
@@ -438,17 +440,13 @@ impl Connection {
         Ok(())
     }
 
-    async fn drain_or_read(
-        &mut self,
-        context: &Context,
-        replay: &mut Replay,
-    ) -> Result<(), Broken> {
+    async fn drain_or_read(&mut self, replay: &mut Replay) -> Result<(), Broken> {
         let drained = async { self.socket.drained(SOCKET_SEND_BYTES).await.map(|()| None) };
         let received = async { self.socket.recv().await.map(Some) };
         match or(drained, received).await? {
             None => Ok(()),
             Some(None) => Err(Broken::Closed),
-            Some(Some(chunk)) => self.take(context, replay, &chunk).map(|_| ()),
+            Some(Some(chunk)) => self.take(replay, &chunk).map(|_| ()),
         }
     }
 
@@ -464,7 +462,7 @@ impl Connection {
             }
             if let Some(chunk) = self.recv(context, u64::MAX).await? {
                 progress = replay.receive(&chunk, &mut out)?;
-                replay.stamp(context.ring.now_ns());
+                replay.stamp(self.socket.heard_ns());
             }
         }
     }
@@ -477,7 +475,7 @@ impl Connection {
         until_ns: u64,
     ) -> Result<bool, Broken> {
         match self.recv(context, until_ns).await? {
-            Some(chunk) => self.take(context, replay, &chunk).map(|_| true),
+            Some(chunk) => self.take(replay, &chunk).map(|_| true),
             None => Ok(false),
         }
     }
@@ -509,15 +507,10 @@ impl Connection {
         }
     }
 
-    fn take(
-        &self,
-        context: &Context,
-        replay: &mut Replay,
-        chunk: &Chunk,
-    ) -> Result<ReplayProgress, Broken> {
+    fn take(&self, replay: &mut Replay, chunk: &Chunk) -> Result<ReplayProgress, Broken> {
         let mut out = Vec::new();
         let progress = replay.receive(chunk, &mut out)?;
-        replay.stamp(context.ring.now_ns());
+        replay.stamp(self.socket.heard_ns());
         self.socket.write(&out);
         Ok(progress)
     }

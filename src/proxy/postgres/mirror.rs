@@ -377,7 +377,7 @@ impl Pool {
             .record(ran.started_ns.saturating_sub(unit.sealed_ns));
         metrics
             .latency
-            .record(self.context.ring.now_ns().saturating_sub(ran.started_ns));
+            .record(ran.answered_ns.saturating_sub(ran.started_ns));
         metrics
             .primary_latency
             .record(unit.sealed_ns.saturating_sub(unit.outcome.turn_ns));

@@ -107,19 +107,19 @@ impl Connection {
             session_errors: std::mem::take(&mut self.session_errors),
         };
         for bytes in &renamed {
-            self.send_unit(context, line, bytes.as_deref(), &mut progress)
+            self.send_unit(line, bytes.as_deref(), &mut progress)
                 .await?;
         }
         while let Some(head) = line.tickets.front() {
             let limit = Self::limit(context, &head.unit);
-            let read = self.read_one(context, line, &mut progress);
+            let read = self.read_one(line, &mut progress);
             if let Ok(read) = context.ring.timeout(limit, read).await {
                 read?;
                 continue;
             }
             progress.timed_out = true;
             self.cancel(context).await;
-            let read = self.read_one(context, line, &mut progress);
+            let read = self.read_one(line, &mut progress);
             let read = context.ring.timeout(CANCEL_GRACE, read).await;
             read.map_err(|_| Broken::Stuck)??;
         }
@@ -151,7 +151,6 @@ impl Connection {
     /// Sends the next unit that was not sent.
     async fn send_unit(
         &self,
-        context: &Context,
         line: &mut Line<'_>,
         renamed: Option<&[u8]>,
         progress: &mut Progress,
@@ -185,51 +184,46 @@ impl Connection {
             match or(drained, received).await? {
                 None => {}
                 Some(None) => return Err(Broken::Closed),
-                Some(Some(chunk)) => take(context, line, progress, &chunk)?,
+                Some(Some(chunk)) => take(self.socket().heard_ns(), line, progress, &chunk)?,
             }
         }
         Ok(())
     }
 
     /// Reads until the oldest unit of the line has ended.
-    async fn read_one(
-        &self,
-        context: &Context,
-        line: &mut Line<'_>,
-        progress: &mut Progress,
-    ) -> Result<(), Broken> {
+    async fn read_one(&self, line: &mut Line<'_>, progress: &mut Progress) -> Result<(), Broken> {
         let before = progress.sent;
         while progress.sent == before {
             let Some(chunk) = self.socket().recv().await? else {
                 return Err(Broken::Closed);
             };
-            take(context, line, progress, &chunk)?;
+            take(self.socket().heard_ns(), line, progress, &chunk)?;
         }
         Ok(())
     }
 }
 
-/// Reads what came, and lets go the units that are complete.
+/// Reads what came at `heard_ns`, and lets go the units that are complete.
 fn take(
-    context: &Context,
+    heard_ns: u64,
     line: &mut Line<'_>,
     progress: &mut Progress,
     chunk: &Chunk,
 ) -> Result<(), Broken> {
-    let now_ns = context.ring.now_ns();
-    let read = progress.replay.receive(chunk, now_ns);
+    let read = progress.replay.receive(chunk, heard_ns);
     while let Some(result) = progress.replay.next_done() {
         let Some(ticket) = line.tickets.pop_front() else {
             break;
         };
         progress.sent -= 1;
-        let started_ns = std::mem::replace(&mut progress.turn_ns, now_ns);
+        let started_ns = std::mem::replace(&mut progress.turn_ns, heard_ns);
         let sent_ns: SmallVec<[u64; 2]> = smallvec![started_ns];
         let ran = Ran {
             result,
             timed_out: std::mem::take(&mut progress.timed_out),
             session_errors: std::mem::take(&mut progress.session_errors),
             started_ns,
+            answered_ns: heard_ns,
             sent_ns,
         };
         (line.delivered)(ticket, ran);

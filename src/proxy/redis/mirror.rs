@@ -84,6 +84,8 @@ enum Broken {
     Refused(&'static str),
     #[error("it sent a reply that nobody asked for")]
     Unsolicited,
+    #[error("it is loading its data and executes nothing")]
+    Loading,
 }
 
 impl Worker {
@@ -226,6 +228,10 @@ impl Worker {
             .bytes()
             .first()
             .is_some_and(|kind| matches!(kind, b'-' | b'!'));
+        // Not an answer: what was sent is lost as with a server that is not there.
+        if failed && frame.bytes().starts_with(b"-LOADING") {
+            return Err(Broken::Loading);
+        }
         match lane.flights.front_mut() {
             None => Err(Broken::Unsolicited),
             Some(Flight::Preamble) if failed => Err(Broken::Refused("HELLO or SELECT")),
@@ -247,16 +253,16 @@ impl Worker {
                     }) = lane.flights.pop_front()
                 {
                     lane.units -= 1;
-                    self.delivered(ticket, sent_ns, frame);
+                    let latency_ns = lane.socket.heard_ns().saturating_sub(sent_ns);
+                    self.delivered(ticket, latency_ns, frame);
                 }
                 Ok(())
             }
         }
     }
 
-    fn delivered(&self, ticket: RedisTicket, sent_ns: u64, frame: &Frame<'_>) {
+    fn delivered(&self, ticket: RedisTicket, latency: u64, frame: &Frame<'_>) {
         let metrics = &self.mirror.metrics;
-        let latency = self.context.ring.now_ns().saturating_sub(sent_ns);
         metrics.latency.record(latency);
         let outcome = &ticket.unit.outcome;
         let failed = matches!(frame.bytes().first(), Some(b'-' | b'!'));

@@ -141,9 +141,11 @@ impl TlsStore {
 /// When the handshake fails or takes too long.
 pub async fn accept(context: &Context, client: &Socket, tls: &ServerTls) -> io::Result<Secured> {
     let connection = ServerConnection::new(tls.config.clone()).map_err(io::Error::other)?;
+    // Boxed: a listener's plain clients run the same code and do not carry the handshake's state.
+    let handshake = Box::pin(client.secure(connection.into()));
     let secured = context
         .ring
-        .timeout(TLS_HANDSHAKE_TIMEOUT, client.secure(connection.into()))
+        .timeout(TLS_HANDSHAKE_TIMEOUT, handshake)
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     if let Some(certificate) = &secured.certificate {

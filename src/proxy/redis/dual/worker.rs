@@ -193,10 +193,16 @@ impl Dual {
 
     /// The last reply of an item was read, and found to be `judgement`.
     /// `failed`: a write did not take place; `ok`: the reply is no error.
-    fn done(&self, item: Box<Item>, judgement: Judgement, failed: bool, ok: bool, sent_ns: u64) {
+    fn done(
+        &self,
+        item: Box<Item>,
+        judgement: Judgement,
+        failed: bool,
+        ok: bool,
+        [sent_ns, heard_ns]: [u64; 2],
+    ) {
         let metrics = &self.metrics;
         let state = &mut *self.state.borrow_mut();
-        let now_ns = self.context.ring.now_ns();
         let gave_up = std::mem::take(&mut state.gave_up);
         // A key may have ended here before the write and there behind it.
         let ended = item
@@ -211,7 +217,7 @@ impl Dual {
                 self.reread_answered(state, number, &item, &judgement);
             }
             Kind::Write | Kind::Script | Kind::Read if !gave_up => {
-                let latency_ns = now_ns.saturating_sub(sent_ns);
+                let latency_ns = heard_ns.saturating_sub(sent_ns);
                 metrics.latency.record(latency_ns);
                 let by_command = self.follower_commands().of(item.command);
                 by_command.record(ok, latency_ns);
@@ -469,7 +475,8 @@ impl Lane {
         }
         drop(state);
         let ok = !failed && !aborted;
-        dual.done(item, judgement, refused || aborted, ok, sent_ns);
+        let heard_ns = self.link.socket.heard_ns();
+        dual.done(item, judgement, refused || aborted, ok, [sent_ns, heard_ns]);
         Ok(())
     }
 

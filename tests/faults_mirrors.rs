@@ -1,0 +1,308 @@
+//! A mirror stops, dies, is cut off in mid-unit or is not quick enough: what clients see, and what the books say of it,
+//! checked against what the mirror wrote down.
+
+// Helpers of tests are no tests to the lint.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use parhelion::demo::resp_server::{Recording, RespOptions, RespServer};
+use parhelion::testing::proxy::ProxyOptions;
+use parhelion::testing::relay::Relay;
+use parhelion::testing::servers::{RedisOptions, RedisServer};
+use parhelion::testing::wait::eventually;
+use support::faults::{
+    Latencies, Ledger, Load, PATIENCE, counter, postgres, redis, resident, setting, start, status,
+};
+use support::pg::PgClient;
+use support::resp::{RespClient, encode};
+
+#[test]
+fn a_stopped_mirror_costs_clients_nothing_and_the_proxy_its_bound() {
+    let seconds = setting("PARHELION_STOP_SECONDS", 5);
+    let bound = 16 << 20;
+    let (primary, mirror) = (redis(), redis());
+    let options = ProxyOptions::new("redis", primary.address())
+        .mirror(mirror.address())
+        .general("mirror_memory = \"16MiB\"")
+        .general("mirror_queue = 100000");
+    let proxy = start(&options);
+    let load = Load::start(proxy.address(), 4, 4096);
+    load.progress(500);
+    let mut other = RespClient::connect(proxy.address());
+    let mut ping = || assert_eq!(other.call(&["PING"]), b"+PONG\r\n");
+    // As long as the mirror is stopped, so that both see the same of everything else.
+    let (began, before) = (Instant::now(), load.done());
+    let time = Duration::from_secs(seconds);
+    let healthy = Latencies::while_(|| began.elapsed() < time, &mut ping);
+    let beside_healthy = load.done() - before;
+    let memory = resident(proxy.pid());
+    mirror.pause().unwrap();
+    let (began, before, mut most) = (Instant::now(), load.done(), 0);
+    let stopped = Latencies::while_(
+        || {
+            most = most.max(resident(proxy.pid()).saturating_sub(memory));
+            began.elapsed() < time
+        },
+        &mut ping,
+    );
+    let during = load.done() - before;
+    println!(
+        "{beside_healthy} transactions beside a healthy mirror, {during} beside a stopped one; {}",
+        stopped.against("another client", &healthy)
+    );
+    let slowest = load.slowest();
+    let used = status(proxy.control())["totals"]["mirror_memory_used"]
+        .as_u64()
+        .unwrap();
+    mirror.resume().unwrap();
+    load.progress(200);
+    let (done, ends) = load.finish();
+    assert!(ends.iter().all(Result::is_ok), "{ends:?}");
+    let books = Ledger::settled(proxy.control());
+    println!(
+        "stopped for {seconds} s: {during} transactions, slowest {slowest:?}, grew by {most} bytes, {books:?}"
+    );
+    assert!(!stopped.is_worse_than(&healthy));
+    // A mirror that takes nothing costs less than one that works, which shares the machine.
+    assert!(
+        during * 10 > beside_healthy * 7,
+        "{during} transactions beside a stopped mirror, {beside_healthy} beside a healthy one"
+    );
+    assert!(used <= bound, "{used} bytes in the rings");
+    // The bound, and as much again for what the allocator and the kernel's view of slabs add.
+    assert!(most <= 2 * bound + (16 << 20), "{most} bytes");
+    assert!(books.dropped > 0, "the rings never filled: {books:?}");
+    assert_eq!(books.offered, done, "every transaction is one unit");
+    let seen: u64 = (0..4).map(|n| counter(&mirror, &format!("a:{n}"))).sum();
+    assert!(
+        (books.delivered..=books.delivered + books.errored).contains(&seen),
+        "{seen}: {books:?}"
+    );
+}
+
+#[test]
+fn a_mirror_killed_twenty_times_gets_whole_units_and_the_books_agree_with_its_data() {
+    let primary = redis();
+    let mut mirror = RedisServer::start(RedisOptions {
+        durable: true,
+        extra: vec![("appendfsync".to_owned(), "no".to_owned())],
+        ..RedisOptions::default()
+    })
+    .unwrap();
+    let proxy = start(&ProxyOptions::new("redis", primary.address()).mirror(mirror.address()));
+    let load = Load::start(proxy.address(), 3, 64);
+    for _ in 0..20 {
+        let delivered = Ledger::of(proxy.control()).delivered;
+        let again = eventually(PATIENCE, || {
+            (Ledger::of(proxy.control()).delivered > delivered + 20).then_some(())
+        });
+        assert!(
+            again.is_some(),
+            "nothing is delivered to a mirror that came back"
+        );
+        mirror.kill9().unwrap();
+        load.progress(20);
+        mirror.restart().unwrap();
+    }
+    let (done, ends) = load.finish();
+    assert!(ends.iter().all(Result::is_ok), "{ends:?}");
+    let books = Ledger::settled(proxy.control());
+    println!("20 kills: {books:?}");
+    assert_eq!(books.offered, done);
+    let mut seen = 0;
+    for client in 0..3 {
+        let a = counter(&mirror, &format!("a:{client}"));
+        assert_eq!(a, counter(&mirror, &format!("b:{client}")), "half a unit");
+        seen += a;
+    }
+    assert!(
+        (books.delivered..=books.delivered + books.errored).contains(&seen),
+        "the mirror holds {seen} units: {books:?}"
+    );
+}
+
+/// The units of one connection, and whether the last one was cut. A unit is MULTI INCR SET INCR EXEC.
+fn units(recording: &Recording) -> (u64, bool) {
+    let names: Vec<&[u8]> = recording.iter().map(|command| &command[0][..]).collect();
+    let unit: [&[u8]; 5] = [b"MULTI", b"INCR", b"SET", b"INCR", b"EXEC"];
+    let mut chunks = names.chunks_exact(unit.len());
+    for chunk in &mut chunks {
+        assert!(chunk == unit, "not a unit: {chunk:?}");
+    }
+    let rest = chunks.remainder();
+    assert!(unit.starts_with(rest), "not a unit's first bytes: {rest:?}");
+    (recording.len() as u64 / unit.len() as u64, !rest.is_empty())
+}
+
+#[test]
+fn connections_cut_in_the_middle_of_units_are_followed_by_a_units_first_byte() {
+    let primary = redis();
+    let witness = RespServer::start(RespOptions {
+        record: true,
+        ..RespOptions::default()
+    })
+    .unwrap();
+    let relay = Relay::start(witness.address()).unwrap();
+    let proxy = start(&ProxyOptions::new("redis", primary.address()).mirror(relay.address()));
+    let load = Load::start(proxy.address(), 3, 200);
+    let mut rng = fastrand::Rng::with_seed(13);
+    for _ in 0..20 {
+        let known = relay.accepted();
+        let delivered = Ledger::of(proxy.control()).delivered;
+        relay.cut_requests_after(rng.u64(300..6_000));
+        let cut = eventually(PATIENCE, || (relay.accepted() > known).then_some(()));
+        relay.heal();
+        assert!(cut.is_some(), "no new connection after a cut");
+        let again = eventually(PATIENCE, || {
+            (Ledger::of(proxy.control()).delivered > delivered + 5).then_some(())
+        });
+        assert!(again.is_some(), "nothing is delivered after a cut");
+    }
+    let (done, ends) = load.finish();
+    assert!(ends.iter().all(Result::is_ok), "{ends:?}");
+    let books = Ledger::settled(proxy.control());
+    let recorded = witness.recorded();
+    let seen: Vec<(u64, bool)> = recorded.iter().map(units).collect();
+    let whole: u64 = seen.iter().map(|(whole, _)| whole).sum();
+    let cut = seen.iter().filter(|(_, cut)| *cut).count();
+    println!(
+        "{} connections, {cut} with a unit cut in two, {books:?}",
+        seen.len()
+    );
+    assert!(cut > 0, "no unit was cut: the test tests nothing");
+    assert_eq!(books.offered, done);
+    assert!(
+        (books.delivered..=books.delivered + books.errored).contains(&whole),
+        "the mirror saw {whole} whole units: {books:?}"
+    );
+}
+
+#[test]
+fn a_short_queue_does_not_overflow_while_units_are_gathered_for_a_send() {
+    let (primary, mirror) = (redis(), redis());
+    let options = ProxyOptions::new("redis", primary.address())
+        .mirror(mirror.address())
+        .general("mirror_queue = 4");
+    let proxy = start(&options);
+    let mut client = RespClient::connect(proxy.address());
+    assert_eq!(client.call(&["INCR", "n"]), b":1\r\n");
+    Ledger::settled(proxy.control());
+    // Nothing is answered, yet there is room on the way to the mirror for hundreds.
+    mirror.pause().unwrap();
+    for _ in 0..100 {
+        client.call(&["INCR", "n"]);
+    }
+    mirror.resume().unwrap();
+    let books = Ledger::settled(proxy.control());
+    assert_eq!((books.dropped, books.delivered), (0, 101), "{books:?}");
+    assert_eq!(counter(&mirror, "n"), 101);
+}
+
+#[test]
+fn a_full_ring_inside_a_transaction_keeps_or_drops_it_whole() {
+    let primary = redis();
+    let witness = RespServer::start(RespOptions {
+        record: true,
+        ..RespOptions::default()
+    })
+    .unwrap();
+    let relay = Relay::start(witness.address()).unwrap();
+    let options = ProxyOptions::new("redis", primary.address())
+        .mirror(relay.address())
+        .general("mirror_queue = 2");
+    let proxy = start(&options);
+    // More than the mirror's window, which a mirror that stands still fills; then the rings of two.
+    let (clients, each) = (4_u64, 1_000_usize);
+    relay.stall();
+    let mut clients: Vec<RespClient> = (0..clients)
+        .map(|number| {
+            let client = RespClient::connect(proxy.address());
+            let unit = [
+                encode(&["MULTI"]),
+                encode(&["INCR", &format!("a:{number}")]),
+                encode(&["SET", "pad", "x"]),
+                encode(&["INCR", &format!("b:{number}")]),
+                encode(&["EXEC"]),
+            ];
+            client.send_aside(unit.concat().repeat(each));
+            client
+        })
+        .collect();
+    for client in &mut clients {
+        client.replies(5 * each);
+    }
+    relay.resume();
+    let books = Ledger::settled(proxy.control());
+    println!("rings of two: {books:?}");
+    assert_eq!(books.offered, 4 * each as u64);
+    assert!(books.dropped > 1_000 && books.delivered > 0, "{books:?}");
+    let whole: u64 = witness
+        .recorded()
+        .iter()
+        .map(|recording| {
+            let (whole, cut) = units(recording);
+            assert!(!cut, "an orphan at the end");
+            whole
+        })
+        .sum();
+    assert_eq!(whole, books.delivered);
+}
+
+#[test]
+fn a_postgres_mirror_killed_in_transactions_has_whole_ones_only() {
+    let (primary, mut mirror) = (postgres(), postgres());
+    for server in [&primary, &mirror] {
+        server
+            .sql("postgres", "CREATE TABLE steps (unit int, half int)")
+            .unwrap();
+    }
+    let options = ProxyOptions::new("postgres", primary.address())
+        .mirror(mirror.address())
+        .general("pace = \"off\"");
+    let proxy = start(&options);
+    let (mut client, _) = PgClient::connect(proxy.address(), "postgres");
+    let mut unit = 0;
+    for _ in 0..3 {
+        let wanted = Ledger::of(proxy.control()).delivered + 10;
+        let came = eventually(PATIENCE, || {
+            unit += 1;
+            for sql in [
+                "BEGIN".to_owned(),
+                format!("INSERT INTO steps VALUES ({unit}, 1)"),
+                format!("INSERT INTO steps VALUES ({unit}, 2)"),
+                "COMMIT".to_owned(),
+            ] {
+                let answer = client.query(&sql);
+                assert!(answer.iter().all(|message| message[0] != b'E'), "{sql}");
+            }
+            (Ledger::of(proxy.control()).delivered >= wanted).then_some(())
+        });
+        assert!(came.is_some(), "nothing is delivered");
+        mirror.kill9().unwrap();
+        client.query("SELECT 1");
+        mirror.restart().unwrap();
+    }
+    let books = Ledger::settled(proxy.control());
+    println!("3 kills of a Postgres mirror: {books:?}");
+    let halves =
+        "SELECT count(*) FROM (SELECT unit FROM steps GROUP BY unit HAVING count(*) <> 2) odd";
+    assert_eq!(mirror.sql("postgres", halves).unwrap(), "0");
+    let whole: u64 = mirror
+        .sql("postgres", "SELECT count(DISTINCT unit) FROM steps")
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(
+        whole <= books.delivered + books.errored,
+        "{whole}: {books:?}"
+    );
+    assert_eq!(
+        primary
+            .sql("postgres", "SELECT count(*) FROM steps")
+            .unwrap(),
+        (2 * unit).to_string()
+    );
+}

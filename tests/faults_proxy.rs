@@ -1,0 +1,209 @@
+//! The proxy itself ends, is killed, or is given a file that it cannot take.
+
+// Helpers of tests are no tests to the lint.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+use parhelion::testing::proxy::ProxyOptions;
+use parhelion::testing::wait::eventually;
+use rustix::process::Signal;
+use support::faults::{Load, PATIENCE, counter, postgres, redis, start};
+use support::pg::PgClient;
+use support::resp::RespClient;
+
+#[test]
+fn sigterm_under_load_ends_with_nothing_in_flight_and_code_0() {
+    let (primary, mirror) = (redis(), redis());
+    let mut proxy = start(&ProxyOptions::new("redis", primary.address()).mirror(mirror.address()));
+    let load = Load::start(proxy.address(), 6, 100);
+    load.progress(300);
+    proxy.process().signal(Signal::TERM).unwrap();
+    let ended = proxy.process().wait_exit(PATIENCE).expect("it ends");
+    assert_eq!(ended.code(), Some(0));
+    let (done, ends) = load.finish();
+    assert!(
+        ends.iter().all(Result::is_err),
+        "a client outlived the proxy"
+    );
+    // A transaction that was begun was finished: each client's reply came whole or not at all.
+    for end in ends {
+        let text = end.unwrap_err();
+        assert!(
+            text.starts_with("closed after") || text.contains("reset") || text.contains("pipe"),
+            "{text}"
+        );
+    }
+    let log = proxy.log().join("\n");
+    assert!(log.contains("in_flight=0"), "{log}");
+    let applied: u64 = (0..6).map(|n| counter(&primary, &format!("b:{n}"))).sum();
+    assert!(
+        (done..=done + 6).contains(&applied),
+        "{done} answered, {applied} applied"
+    );
+    let seen: u64 = (0..6).map(|n| counter(&mirror, &format!("b:{n}"))).sum();
+    assert!(
+        seen <= applied,
+        "{seen} on the mirror, {applied} on the primary"
+    );
+}
+
+#[test]
+fn a_drain_waits_for_a_transaction_and_a_second_sigterm_does_not() {
+    let primary = postgres();
+    let mut proxy = start(&ProxyOptions::new("postgres", primary.address()));
+    let (mut client, _) = PgClient::connect(proxy.address(), "postgres");
+    client.query("CREATE TABLE kept (n int)");
+    client.query("BEGIN");
+    client.query("INSERT INTO kept VALUES (1)");
+    let (mut idle, _) = PgClient::connect(proxy.address(), "postgres");
+    proxy.process().signal(Signal::TERM).unwrap();
+    // The idle one is told at once.
+    assert_eq!(idle.message()[0], b'E');
+    assert!(
+        std::net::TcpStream::connect(proxy.address()).is_err() || {
+            let refused = eventually(PATIENCE, || {
+                std::net::TcpStream::connect(proxy.address())
+                    .is_err()
+                    .then_some(())
+            });
+            refused.is_some()
+        }
+    );
+    assert!(
+        client
+            .query("SELECT 1")
+            .iter()
+            .any(|message| message[0] == b'D')
+    );
+    assert!(proxy.process().exited().is_none());
+    let (mut second, began) = (Vec::new(), Instant::now());
+    assert!(
+        client
+            .query("COMMIT")
+            .iter()
+            .any(|message| message[0] == b'C')
+    );
+    client.stream.read_to_end(&mut second).ok();
+    let ended = proxy.process().wait_exit(PATIENCE).expect("it ends");
+    assert_eq!(ended.code(), Some(0));
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(
+        primary
+            .sql("postgres", "SELECT count(*) FROM kept")
+            .unwrap(),
+        "1"
+    );
+
+    let mut proxy = start(&ProxyOptions::new("postgres", primary.address()));
+    let (mut client, _) = PgClient::connect(proxy.address(), "postgres");
+    client.query("BEGIN");
+    client.query("INSERT INTO kept VALUES (2)");
+    proxy.process().signal(Signal::TERM).unwrap();
+    let refused = eventually(PATIENCE, || {
+        std::net::TcpStream::connect(proxy.address())
+            .is_err()
+            .then_some(())
+    });
+    assert!(refused.is_some(), "a draining proxy accepts");
+    assert!(proxy.process().exited().is_none(), "it did not wait");
+    let began = Instant::now();
+    proxy.process().signal(Signal::TERM).unwrap();
+    assert!(proxy.process().wait_exit(PATIENCE).is_some());
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(
+        primary
+            .sql("postgres", "SELECT count(*) FROM kept")
+            .unwrap(),
+        "1"
+    );
+}
+
+#[test]
+fn a_killed_proxy_is_a_closed_connection_and_a_rolled_back_transaction() {
+    let primary = postgres();
+    let mut proxy = start(&ProxyOptions::new("postgres", primary.address()));
+    let (mut client, _) = PgClient::connect(proxy.address(), "postgres");
+    client.query("CREATE TABLE kept (n int)");
+    client.query("BEGIN");
+    client.query("INSERT INTO kept VALUES (1)");
+    let began = Instant::now();
+    proxy.process().kill9().unwrap();
+    let mut rest = Vec::new();
+    // An orderly end or a reset: never an answer.
+    let _ = client.stream.read_to_end(&mut rest);
+    assert!(rest.is_empty());
+    assert!(began.elapsed() < Duration::from_secs(1));
+    let gone = eventually(PATIENCE, || {
+        let open = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'";
+        (primary.sql("postgres", open).unwrap() == "0").then_some(())
+    });
+    assert!(gone.is_some(), "the transaction is still open");
+    assert_eq!(
+        primary
+            .sql("postgres", "SELECT count(*) FROM kept")
+            .unwrap(),
+        "0"
+    );
+}
+
+#[test]
+fn a_bad_file_at_a_reload_changes_nothing_and_is_named() {
+    let primary = redis();
+    let proxy = support::tls::Configured::start(&format!(
+        "[[listeners]]\naddress = \"LISTEN\"\nprotocol = \"redis\"\ndatabase = \"here\"\n\
+         [[databases]]\nname = \"here\"\nprotocol = \"redis\"\nhost = \"127.0.0.1\"\nport = {}\n",
+        primary.port()
+    ));
+    let address = proxy.process.address();
+    let mut client = RespClient::connect(address);
+    assert_eq!(client.call(&["SET", "k", "v"]), b"+OK\r\n");
+    let file = proxy.folder().join("parhelion.toml");
+    let good = std::fs::read_to_string(&file).unwrap();
+    for (bad, named) in [
+        (format!("{good}colour = \"blue\"\n"), "colour"),
+        (
+            good.replace(
+                "[[listeners]]",
+                "connect_timeout = \"5 parsecs\"\n[[listeners]]",
+            ),
+            "connect_timeout",
+        ),
+        (good.replace("name = \"here\"", "name = \"there\""), "here"),
+        (
+            good.replacen("[[databases]]", "[[databases]", 1),
+            "unclosed",
+        ),
+    ] {
+        let known = proxy.process.log().len();
+        std::fs::write(&file, &bad).unwrap();
+        let pid = rustix::process::Pid::from_raw(i32::try_from(proxy.process.pid()).unwrap());
+        rustix::process::kill_process(pid.unwrap(), Signal::HUP).unwrap();
+        let said = eventually(PATIENCE, || {
+            let log = proxy.process.log();
+            let lines = log[known..].join("\n");
+            (lines.contains(named) && lines.contains("refused")).then_some(lines)
+        });
+        assert!(
+            said.is_some(),
+            "{named}: {:?}",
+            &proxy.process.log()[known..]
+        );
+        assert_eq!(client.call(&["GET", "k"]), b"$1\r\nv\r\n");
+        assert_eq!(
+            RespClient::connect(address).call(&["GET", "k"]),
+            b"$1\r\nv\r\n"
+        );
+    }
+}

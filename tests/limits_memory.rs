@@ -1,0 +1,247 @@
+//! How much memory clients cost: idle ones, deaf ones, slow ones.
+
+// Helpers of tests are no tests to the lint.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use parhelion::demo::resp_server::{RespOptions, RespServer};
+use parhelion::limits::REDIS_SPILL_BYTES_MAX;
+use parhelion::testing::proxy::ProxyOptions;
+use parhelion::testing::servers::{PostgresOptions, PostgresServer};
+use parhelion::testing::wait::eventually;
+use support::faults::{
+    Latencies, PATIENCE, clients, forget_peak, open_fds, peak, postgres, redis, resident, setting,
+    start, status,
+};
+use support::pg::{PgClient, wire};
+use support::resp::{RespClient, encode};
+
+#[test]
+fn idle_clients_cost_little_and_give_everything_back() {
+    let wanted = setting("PARHELION_IDLE_CLIENTS", 2_000) as usize;
+    rlimit::increase_nofile_limit(u64::MAX).unwrap();
+    let server = RespServer::start(RespOptions::default()).unwrap();
+    let proxy = start(&ProxyOptions::new("redis", server.address()));
+    // Tables and allocator pools reach their working size.
+    let open = |count: usize| -> Vec<RespClient> {
+        (0..count)
+            .map(|_| {
+                let mut client = RespClient::connect(proxy.address());
+                assert_eq!(client.call(&["PING"]), b"+PONG\r\n");
+                client
+            })
+            .collect()
+    };
+    drop(open(50));
+    let calm = eventually(PATIENCE, || (clients(proxy.control()) == 0).then_some(()));
+    assert!(calm.is_some());
+    let (memory, fds) = (resident(proxy.pid()), open_fds(proxy.pid()));
+    let idle = open(wanted);
+    let each = (resident(proxy.pid()).saturating_sub(memory)) / wanted as u64;
+    println!("{wanted} idle clients: {each} bytes each");
+    assert!(each <= 8 * 1024, "{each} bytes for each idle client");
+    drop(idle);
+    let back = eventually(PATIENCE, || (open_fds(proxy.pid()) <= fds).then_some(()));
+    assert!(
+        back.is_some(),
+        "{} descriptors, {fds} before",
+        open_fds(proxy.pid())
+    );
+}
+
+#[test]
+fn idle_postgres_clients_cost_little_and_give_everything_back() {
+    let wanted = setting("PARHELION_IDLE_PG_CLIENTS", 150) as usize;
+    rlimit::increase_nofile_limit(u64::MAX).unwrap();
+    let server = PostgresServer::start(PostgresOptions {
+        settings: vec![("max_connections".to_owned(), (wanted + 60).to_string())],
+        ..PostgresOptions::default()
+    })
+    .unwrap();
+    let proxy = start(&ProxyOptions::new("postgres", server.address()));
+    let open = |count: usize| -> Vec<PgClient> {
+        let connect = |_| PgClient::connect(proxy.address(), "postgres").0;
+        (0..count).map(connect).collect()
+    };
+    drop(open(50));
+    let calm = || eventually(PATIENCE, || (clients(proxy.control()) == 0).then_some(()));
+    assert!(calm().is_some());
+    let (memory, fds) = (resident(proxy.pid()), open_fds(proxy.pid()));
+    let idle = open(wanted);
+    let each = (resident(proxy.pid()).saturating_sub(memory)) / wanted as u64;
+    println!("{wanted} idle clients of Postgres: {each} bytes each");
+    assert!(each <= 8 * 1024, "{each} bytes for each idle client");
+    drop(idle);
+    let back = eventually(PATIENCE, || (open_fds(proxy.pid()) <= fds).then_some(()));
+    let now = open_fds(proxy.pid());
+    assert!(back.is_some(), "{now} descriptors, {fds} before");
+}
+
+#[test]
+fn a_client_that_never_reads_a_gibibyte_costs_less_than_a_mebibyte() {
+    let server = postgres();
+    let proxy = start(&ProxyOptions::new("postgres", server.address()));
+    let rows = |count: u32| {
+        wire::query(&format!(
+            "SELECT repeat('x', 1048576) FROM generate_series(1, {count})"
+        ))
+    };
+    let (mut warm, _) = PgClient::connect(proxy.address(), "postgres");
+    warm.send(&rows(32));
+    warm.until_ready();
+    let (mut other, _) = PgClient::connect(proxy.address(), "postgres");
+    let calls = setting("PARHELION_CALLS", 2_000) as usize;
+    let alone = Latencies::of(calls, || drop(other.query("SELECT 42")));
+    let memory = resident(proxy.pid());
+    let (mut deaf, _) = PgClient::connect(proxy.address(), "postgres");
+    deaf.send(&rows(1024));
+    // What has passed stands still once every buffer on the way is full.
+    let passed = || {
+        status(proxy.control())["totals"]["client_bytes_out"]
+            .as_u64()
+            .unwrap()
+    };
+    let mut last = (passed(), Instant::now());
+    let still = eventually(PATIENCE, || {
+        let now = passed();
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        (now > 1 << 20 && last.1.elapsed() > Duration::from_secs(1)).then_some(now)
+    });
+    let held = resident(proxy.pid()).saturating_sub(memory);
+    println!("passed {still:?} bytes, proxy grew by {held} bytes");
+    assert!(still.expect("reading from the primary pauses") < 64 << 20);
+    assert!(held <= 1 << 20, "{held} bytes for one deaf client");
+    let beside = Latencies::of(calls, || {
+        let answer = other.query("SELECT 42");
+        assert!(answer.iter().any(|message| message.ends_with(b"42")));
+    });
+    println!("{}", beside.against("beside a deaf client", &alone));
+    assert!(
+        !beside.is_worse_than(&alone),
+        "{}",
+        beside.against("p99", &alone)
+    );
+}
+
+#[test]
+fn a_client_that_sends_a_byte_at_a_time_is_served_and_holds_up_nobody() {
+    let server = redis();
+    let proxy = start(&ProxyOptions::new("redis", server.address()));
+    let mut slow = RespClient::connect(proxy.address());
+    let mut other = RespClient::connect(proxy.address());
+    for byte in encode(&["SET", "slow", "but whole"]) {
+        slow.send(&[byte]);
+        let began = Instant::now();
+        assert_eq!(other.call(&["PING"]), b"+PONG\r\n");
+        assert!(began.elapsed() < Duration::from_secs(2));
+    }
+    assert_eq!(slow.reply().unwrap(), b"+OK\r\n");
+    assert_eq!(slow.call(&["GET", "slow"]), b"$9\r\nbut whole\r\n");
+}
+
+#[test]
+fn the_sum_holds_with_many_slow_readers_and_hardly_any_slabs() {
+    let server = redis();
+    let options = ProxyOptions::new("redis", server.address())
+        .ring("slabs = 16")
+        .ring("slab_size = \"4KiB\"");
+    let proxy = start(&options);
+    let value = vec![b'v'; 1 << 20];
+    let mut setter = RespClient::connect(proxy.address());
+    assert_eq!(
+        setter.call(&[b"SET".as_slice(), b"big", &value]),
+        b"+OK\r\n"
+    );
+    let memory = resident(proxy.pid());
+    let readers = 64;
+    let mut slow: Vec<RespClient> = (0..readers)
+        .map(|_| {
+            let mut client = RespClient::connect(proxy.address());
+            client.send(&encode(&["GET", "big"]).repeat(16));
+            client
+        })
+        .collect();
+    // Nobody reads, and still others are served: slabs that are all held would stop everyone.
+    for _ in 0..200 {
+        assert_eq!(setter.call(&["GET", "small"]), b"$-1\r\n");
+    }
+    let held = resident(proxy.pid()).saturating_sub(memory);
+    println!("{readers} slow readers: {} KiB each", held / readers / 1024);
+    assert!(held <= readers * (1 << 20), "{held} bytes");
+    let expected = [b"$1048576\r\n".as_slice(), &value, b"\r\n"].concat();
+    for client in &mut slow {
+        for _ in 0..16 {
+            assert!(client.reply().unwrap() == expected);
+        }
+    }
+    let misses = &status(proxy.control())["cores"][0]["ring"]["buffer_misses"];
+    println!("receives that found no slab: {misses}");
+    assert!(
+        misses.as_u64().unwrap() > 0,
+        "the scarce path was not taken"
+    );
+}
+
+/// Replies that come over a shared connection wait for nobody: those that clients do not read pile up, up to a bound for all
+/// of them together.
+#[test]
+fn replies_that_pile_up_stay_below_their_bound_and_cost_the_one_who_exceeds_it() {
+    let server = redis();
+    let proxy = start(&ProxyOptions::new("redis", server.address()));
+    let mut other = RespClient::connect(proxy.address());
+    let length = 300 << 20;
+    let made = server
+        .command(&["SETRANGE", "huge", &(length - 1).to_string(), "x"])
+        .unwrap();
+    assert_eq!(made, format!(":{length}\r\n").as_bytes());
+    assert_eq!(other.call(&["PING"]), b"+PONG\r\n");
+    let memory = resident(proxy.pid());
+    forget_peak(proxy.pid());
+    // New ones: of none of them it is known that its replies are large. Three fit below the bound.
+    let mut deaf = Vec::new();
+    for number in 1..=4 {
+        let mut client = RespClient::connect(proxy.address());
+        client.send(&encode(&["GET", "huge"]));
+        let wanted = (number * length).min(REDIS_SPILL_BYTES_MAX);
+        let held = || (resident(proxy.pid()) - memory.min(resident(proxy.pid()))) as usize;
+        let here = eventually(PATIENCE, || {
+            let closed = proxy
+                .log()
+                .iter()
+                .any(|line| line.contains("does not read"));
+            (closed || number < 4 && held() > wanted / 10 * 9).then_some(closed)
+        });
+        assert_eq!(here, Some(number == 4), "reply {number}: {} bytes", held());
+        deaf.push(client);
+        assert_eq!(other.call(&["PING"]), b"+PONG\r\n");
+    }
+    let most = peak(proxy.pid()).saturating_sub(memory) as usize;
+    println!("replies that nobody reads: at most {most} bytes");
+    // A sixteenth for the allocator and for what is on its way.
+    assert!(most < REDIS_SPILL_BYTES_MAX / 16 * 17, "{most} bytes");
+    // The others lose nothing.
+    let head = format!("${length}\r\n");
+    let reply = deaf[0].reply().unwrap();
+    assert_eq!(reply.len(), head.len() + length + 2);
+    assert!(reply.starts_with(head.as_bytes()));
+    assert!(deaf[3].reply().is_err(), "the last one is closed");
+    drop(deaf);
+    // The allocator may keep what it got, for the next ones: it is not lost.
+    let again: Vec<RespClient> = (0..3)
+        .map(|_| {
+            let mut client = RespClient::connect(proxy.address());
+            client.send(&encode(&["GET", "huge"]));
+            client
+        })
+        .collect();
+    for mut client in again {
+        assert_eq!(client.reply().unwrap().len(), reply.len());
+    }
+    let most = peak(proxy.pid()).saturating_sub(memory) as usize;
+    assert!(most < REDIS_SPILL_BYTES_MAX / 16 * 17, "{most} bytes");
+}
