@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::chunk::Chunk;
-use super::out::{OutQueue, Outgoing, Spare};
+use super::out::{OutQueue, Outgoing, PILE_BYTES, Spare};
 use super::slabs::{GROUP, Slabs};
 use super::timer::{Timers, TimersCell};
 use crate::limits;
@@ -186,6 +186,9 @@ impl Op {
         .find(|op| *op as u64 == user_data >> 56)
     }
 }
+
+/// Received pieces that wait for a reader, beyond which small ones are copied out of their slabs.
+const PILE_CHUNKS: usize = 8;
 
 const GENERATION_MASK: u32 = 0x00ff_ffff;
 
@@ -506,7 +509,9 @@ impl State {
             1.. => {
                 if let Some(chunk) = chunk {
                     slot.received_bytes += chunk.len();
-                    let chunk = if slabs.scarce() {
+                    // A reader that is behind does not hold a slab for each small piece.
+                    let piles = slot.received.len() >= PILE_CHUNKS && chunk.len() < PILE_BYTES;
+                    let chunk = if slabs.scarce() || piles {
                         chunk.into_heap()
                     } else {
                         chunk

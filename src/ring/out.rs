@@ -11,6 +11,13 @@ use super::chunk::Chunk;
 /// small piece would keep a whole slab while it waits.
 pub const BY_REFERENCE_BYTES: usize = 2048;
 
+/// In a queue that is long already, smaller pieces than this are copied: a peer that does not read holds half empty slabs at
+/// most.
+pub(super) const PILE_BYTES: usize = 8 * 1024;
+
+/// A queue longer than this is long; a copied piece longer than this gets no more: growing it would hold it twice.
+const LONG_BYTES: usize = 32 * 1024;
+
 /// Pieces of one vectored send.
 pub(super) const VECTOR: usize = 64;
 
@@ -123,6 +130,7 @@ impl OutQueue {
         self.bytes += bytes.len();
         if self.pieces.len() > self.in_flight
             && let Some(Piece::Copied(last)) = self.pieces.back_mut()
+            && last.len() < LONG_BYTES
         {
             last.extend_from_slice(bytes);
             return;
@@ -132,8 +140,10 @@ impl OutQueue {
         self.pieces.push_back(Piece::Copied(buffer));
     }
 
-    pub(super) fn chunk(&mut self, chunk: Chunk) {
-        if !chunk.is_empty() {
+    pub(super) fn chunk(&mut self, chunk: Chunk, spare: &mut Spare) {
+        if self.bytes > LONG_BYTES && chunk.len() < PILE_BYTES {
+            self.copy(&chunk, spare);
+        } else if !chunk.is_empty() {
             self.bytes += chunk.len();
             self.pieces.push_back(Piece::Chunk(chunk));
         }
@@ -239,7 +249,7 @@ mod tests {
             written.extend_from_slice(&bytes);
             match random.bool() {
                 true => queue.copy(&bytes, &mut spare),
-                false => queue.chunk(Chunk::from(bytes)),
+                false => queue.chunk(Chunk::from(bytes), &mut spare),
             }
             if random.u8(..) < 60
                 && let Some(outgoing) = queue.start(&mut spare)

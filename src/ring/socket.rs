@@ -176,9 +176,10 @@ impl Socket {
             return self.write(&chunk);
         }
         let mut state = self.state();
-        let slot = state.slot(self.0.key);
+        let State { slots, spare, .. } = &mut *state;
+        let slot = &mut slots[self.0.key.slot as usize];
         if slot.send_error.is_none() {
-            slot.out.chunk(chunk);
+            slot.out.chunk(chunk, spare);
             state.mark_dirty(self.0.key);
         }
     }
