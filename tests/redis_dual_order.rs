@@ -218,7 +218,7 @@ fn a_secondary_that_is_killed_and_restarted_twice_under_load_ends_identical() {
     let address = pair.proxy.address();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        for seed in 0..16 {
+        for seed in 0..32 {
             let done = &done;
             scope.spawn(move || {
                 let mut rng = fastrand::Rng::with_seed(seed);

@@ -14,11 +14,15 @@ use parhelion::testing::wait::eventually;
 use support::dual::{PATIENCE, Pair, fill, read_all};
 use support::resp::{RespClient, encode};
 
+/// Reads of one test: `PARHELION_DUAL_READS`, 10^5 by default.
+fn reads() -> usize {
+    std::env::var("PARHELION_DUAL_READS").map_or(100_000, |text| text.parse().unwrap())
+}
+
 #[test]
 fn reads_that_race_writers_report_nothing_when_the_secondary_is_right() {
     let mut pair = Pair::new("mode = \"dual-write-shadow\"");
-    let reads: usize =
-        std::env::var("PARHELION_DUAL_READS").map_or(100_000, |text| text.parse().unwrap());
+    let reads = reads();
     let address = pair.proxy.address();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -120,7 +124,7 @@ fn every_reply_that_the_secondary_falsifies_is_noticed() {
     );
     let mut client = pair.client();
     fill(&mut client, 1000);
-    for _ in 0..100 {
+    for _ in 0..reads() / 1000 {
         read_all(&mut client, 1000);
     }
     let settled = eventually(PATIENCE, || {
