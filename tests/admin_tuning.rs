@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use clap::CommandFactory;
+use clap::{CommandFactory, Parser};
 use parhelion::cli::Cli;
 use parhelion::config::{Input, parse};
 use parhelion::metrics::{COMPAT_TABLE, Kind, Metric, TABLE};
@@ -462,6 +462,70 @@ fn the_readme_names_every_command_and_leads_to_every_page() {
             "{name}"
         );
     }
+}
+
+/// The commands that a page of ours shows: in blocks and in code spans.
+fn shown_commands(page: &str) -> Vec<String> {
+    let page = page.replace("\\\n", " ");
+    let mut found = Vec::new();
+    let mut is_block = false;
+    for line in page.lines() {
+        if line.trim_start().starts_with("```") {
+            is_block = !is_block;
+        } else if is_block {
+            // A comment, not the '*' of a name.
+            let line = line.split(" #").next().unwrap();
+            found.extend(line.split(" && ").map(|part| part.trim().to_owned()));
+        } else {
+            found.extend(line.split('`').skip(1).step_by(2).map(str::to_owned));
+        }
+    }
+    let is_ours = |text: &String| text.starts_with("parhelion ") || text.starts_with("ctl ");
+    // "…" and capital words stand for something.
+    found.retain(|text| is_ours(text) && !text.contains('…') && !text.contains("COMMAND"));
+    found
+}
+
+#[test]
+fn every_command_that_the_pages_show_is_one() {
+    let mut seen = Vec::new();
+    for page in [
+        "../README.md",
+        "../SECURITY.md",
+        "runbook.md",
+        "postgres.md",
+        "benchmarks.md",
+    ] {
+        for shown in shown_commands(&read(page)) {
+            let line = shown.strip_prefix("parhelion ").unwrap_or(&shown);
+            let line = line.replace("$(pidof parhelion)", "1");
+            let words = line.split_whitespace().map(|word| word.trim_matches('\''));
+            let parsed = Cli::try_parse_from(std::iter::once("parhelion").chain(words));
+            if let Err(error) = parsed {
+                use clap::error::ErrorKind::{
+                    DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, MissingRequiredArgument,
+                };
+                // `ctl exposure` alone names the command; `--help` is one.
+                let is_name = matches!(
+                    error.kind(),
+                    DisplayHelp
+                        | DisplayHelpOnMissingArgumentOrSubcommand
+                        | MissingRequiredArgument
+                );
+                assert!(is_name, "{page}: {shown}\n{error}");
+            }
+            seen.push(shown);
+        }
+    }
+    for wanted in [
+        "ctl exposure next 0.01",
+        "ctl changes",
+        "report --out soak.html",
+    ] {
+        let wanted = format!("parhelion {wanted}");
+        assert!(seen.contains(&wanted), "{wanted}: {seen:?}");
+    }
+    assert!(seen.len() > 30, "{}: {seen:?}", seen.len());
 }
 
 /// Each query of the dashboard as a rule of its own, which promtool can read.

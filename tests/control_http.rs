@@ -70,7 +70,8 @@ fn status_databases_latency_and_config_are_there() {
     assert_eq!(databases["databases"][0]["name"], "prod0");
     assert_eq!(databases["databases"][1]["commands"]["get"]["errors"], 0);
     let latency = port.get("/api/latency?mirror=next").json();
-    let counted: u64 = latency["mirror"]
+    assert_eq!(latency["mirrors"].as_array().unwrap().len(), 1);
+    let counted: u64 = latency["mirrors"][0]["mirror"]["cells"]
         .as_array()
         .unwrap()
         .iter()

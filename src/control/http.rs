@@ -16,18 +16,20 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::commands::{CommandError, Operation, Who};
 use super::ctl::CTL_AGENT;
 use super::divergences::DivergenceFilter;
 use super::guard::guard;
+use super::latency::LatencyFilter;
 use super::listener::{BoundedListener, Peer};
 use super::queries::QueryFilter;
+use super::samples::MetricFilter;
 use super::state::ControlState;
-use super::{report, view};
+use super::{report, samples};
 use crate::limits::{CONTROL_BODY_BYTES_MAX, DIVERGENCES_PER_ANSWER_MAX};
-use crate::metrics::{COMPAT_TABLE, TABLE, TextFormat, encode_tables};
+use crate::metrics::TextFormat;
 
 /// What requests under way get once the port is asked to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -82,6 +84,8 @@ fn router(state: Arc<ControlState>) -> Router {
         .route("/api/divergences", get(divergences))
         .route("/api/queries", get(queries))
         .route("/api/latency", get(latency))
+        .route("/api/metrics", get(api_metrics))
+        .route("/api/changes", get(changes))
         .route("/api/config", get(config))
         .route("/api/mirrors/{name}/exposure", post(set_exposure))
         .route("/api/mirrors/{name}/queue", post(set_queue))
@@ -110,11 +114,15 @@ async fn dashboard() -> Response {
 }
 
 async fn report_page(State(state): Shared) -> Response {
-    page(report::report(&state).html)
+    // Off the event loop, as every operation: a page of 50 mirrors takes its time.
+    match tokio::task::spawn_blocking(move || report::report(&state)).await {
+        Ok(report) => page(report.html),
+        Err(panic) => command_error(&CommandError::Failed(panic.to_string())),
+    }
 }
 
-async fn report_json(State(state): Shared) -> Json<Value> {
-    Json(report::report(&state).json)
+async fn report_json(State(state): Shared, who: Asker) -> Response {
+    perform(state, who, Operation::Report).await
 }
 
 fn page(html: String) -> Response {
@@ -132,13 +140,7 @@ async fn metrics(State(state): Shared, headers: HeaderMap) -> Response {
     let accept = headers.get(header::ACCEPT);
     let accept = accept.and_then(|a| a.to_str().ok()).unwrap_or_default();
     let format = TextFormat::negotiate(accept);
-    let both = [TABLE, COMPAT_TABLE];
-    let tables = if state.compat_metrics() {
-        &both[..]
-    } else {
-        &both[..1]
-    };
-    let text = encode_tables(&state.scrape(), format, tables);
+    let text = samples::metrics_text(&state, format);
     ([(header::CONTENT_TYPE, format.content_type())], text).into_response()
 }
 
@@ -196,20 +198,30 @@ async fn config(State(state): Shared, who: Asker) -> Response {
     perform(state, who, Operation::Config).await
 }
 
-#[derive(Deserialize)]
-struct LatencyQuery {
-    mirror: String,
+async fn latency(
+    State(state): Shared,
+    who: Asker,
+    filter: Result<Query<LatencyFilter>, QueryRejection>,
+) -> Response {
+    match filter {
+        Ok(Query(filter)) => perform(state, who, Operation::Latency(filter)).await,
+        Err(refused) => command_error(&CommandError::Invalid(refused.body_text())),
+    }
 }
 
-async fn latency(State(state): Shared, Query(query): Query<LatencyQuery>) -> Response {
-    match view::latency(&state, &query.mirror) {
-        Some(value) => Json(value).into_response(),
-        None => command_error(&CommandError::Unknown {
-            what: "mirror",
-            name: query.mirror,
-            known: Vec::new(),
-        }),
+async fn api_metrics(
+    State(state): Shared,
+    who: Asker,
+    filter: Result<Query<MetricFilter>, QueryRejection>,
+) -> Response {
+    match filter {
+        Ok(Query(filter)) => perform(state, who, Operation::Metrics(filter)).await,
+        Err(refused) => command_error(&CommandError::Invalid(refused.body_text())),
     }
+}
+
+async fn changes(State(state): Shared, who: Asker) -> Response {
+    perform(state, who, Operation::Changes).await
 }
 
 #[derive(Deserialize)]

@@ -4,7 +4,9 @@ use std::io::{self, Write};
 
 use serde_json::Value;
 
+use crate::control::latency;
 use crate::control::listing::{self, Column, ColumnType};
+use crate::control::report::verdict_rows;
 use crate::control::table::{Table, bytes, count, duration, nanos, printable, share};
 
 /// Writes an answer for people.
@@ -164,11 +166,11 @@ pub(super) fn divergences(answer: &Value, out: &mut dyn Write) -> io::Result<()>
 
 fn listing_table(
     columns: &[Column],
-    items: &Value,
+    items: &[Value],
     none: &str,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    let rows = listing::rows(columns, self::items(items));
+    let rows = listing::rows(columns, items);
     if rows.is_empty() {
         return writeln!(out, "{none}");
     }
@@ -190,24 +192,80 @@ fn listing_table(
 }
 
 pub(super) fn queries(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
-    listing_table(listing::QUERIES, &answer["queries"], "no queries", out)
+    listing_table(
+        listing::QUERIES,
+        items(&answer["queries"]),
+        "no queries",
+        out,
+    )
 }
 
 pub(super) fn databases(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
     listing_table(
         listing::DATABASES,
-        &answer["databases"],
+        items(&answer["databases"]),
         "no databases",
         out,
     )
 }
 
 pub(super) fn clients(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
-    listing_table(listing::CLIENTS, &answer["clients"], "no clients", out)
+    listing_table(
+        listing::CLIENTS,
+        items(&answer["clients"]),
+        "no clients",
+        out,
+    )
 }
 
 pub(super) fn servers(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
-    listing_table(listing::SERVERS, &answer["servers"], "no servers", out)
+    listing_table(
+        listing::SERVERS,
+        items(&answer["servers"]),
+        "no servers",
+        out,
+    )
+}
+
+pub(super) fn latency(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
+    let rows = latency::side_rows(answer);
+    listing_table(listing::LATENCY, &rows, "no mirrors", out)
+}
+
+pub(super) fn metrics(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
+    listing_table(
+        listing::METRICS,
+        items(&answer["metrics"]),
+        "no such metrics",
+        out,
+    )
+}
+
+pub(super) fn changes(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
+    listing_table(
+        listing::CHANGES,
+        items(&answer["changes"]),
+        "no changes",
+        out,
+    )
+}
+
+pub(super) fn report(report: &Value, out: &mut dyn Write) -> io::Result<()> {
+    let ran = duration(report["uptime_seconds"].as_f64().unwrap_or(0.0));
+    let requests = count(n(&report["totals"]["requests"]));
+    writeln!(out, "ran for {ran} · requests {requests}")?;
+    let rows = verdict_rows(report);
+    if rows.is_empty() {
+        return writeln!(out, "no mirrors");
+    }
+    for row in rows {
+        let (what, line) = (s(&row["what"]), printable(&s(&row["line"])));
+        match what.as_str() {
+            "verdict" => writeln!(out, "\n{}: {line}", printable(&s(&row["mirror"])))?,
+            what => writeln!(out, "  {what:<8}  {line}")?,
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn config(answer: &Value, out: &mut dyn Write) -> io::Result<()> {

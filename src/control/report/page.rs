@@ -27,6 +27,7 @@ pub fn render(report: &Value) -> String {
     for mirror in items(&report["mirrors"]) {
         mirror_section(&mut html, mirror);
     }
+    changes(&mut html, report);
     html.push_str("</main>\n</html>\n");
     html
 }
@@ -60,6 +61,35 @@ fn what_ran(html: &mut String, report: &Value) {
         );
     }
     html.push_str("</dl>\n");
+}
+
+/// What was changed while it ran: a verdict rests on it.
+fn changes(html: &mut String, report: &Value) {
+    let changes = items(&report["changes"]);
+    if changes.is_empty() {
+        return;
+    }
+    html.push_str(
+        "<section><h2>Changes</h2><p class=\"quiet\">What operators changed while it ran, newest first.</p>\
+         <div class=\"wide\"><table><thead><tr><th>when<th>who<th>what<th>outcome<th>answer</tr></thead><tbody>",
+    );
+    for change in changes {
+        let what = text(&change["operation"]).replace('_', " ");
+        put(
+            html,
+            format_args!(
+                "<tr><td>{}<td>{} {}<td>{} {}<td>{}<td class=answer>{}</tr>",
+                date(number(&change["at_unix_ms"]) as f64 / 1e3),
+                escape(text(&change["via"])),
+                escape(text(&change["who"])),
+                escape(&what),
+                escape(text(&change["subject"])),
+                escape(text(&change["outcome"])),
+                escape(text(&change["answer"])),
+            ),
+        );
+    }
+    html.push_str("</tbody></table></div></section>\n");
 }
 
 fn summary(html: &mut String, report: &Value) {
