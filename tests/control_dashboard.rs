@@ -54,6 +54,11 @@ fn fifty_mirrors_are_drawn_on_every_screen() {
                  [...document.querySelectorAll('#latency path.line')].every(p => p.getAttribute('d').length > 8)",
             );
             browser.until("document.querySelectorAll('#flow rect').length >= 5");
+            let clipped = browser.eval(
+                "[...document.querySelectorAll('#flow text')].filter(t => { const a = t.getBBox(), b = t.ownerSVGElement.viewBox.baseVal; \
+                 return a.x < -1 || a.x + a.width > b.width + 1; }).map(t => t.textContent).join()",
+            );
+            assert_eq!(clipped, "", "a label leaves the ledger's picture");
             browser.until("document.querySelectorAll('#kinds .kind').length >= 1");
             browser.until("document.querySelectorAll('#examples .example').length >= 1");
             for part in [

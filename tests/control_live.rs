@@ -136,6 +136,16 @@ fn a_real_proxy_is_steered_from_the_page() {
             click(&mut browser, "pause");
             click(&mut browser, "ask-yes");
             is("paused", false.into());
+            // Its own change stands on the page of whoever comes later.
+            browser.until(
+                "document.querySelector('#changes').textContent.includes('set exposure mirror0')",
+            );
+            browser.until("document.querySelectorAll('#changes .change').length === 3");
+            browser.screenshot("live-after-light");
+            browser.look(390, false);
+            let wide = browser.eval("document.documentElement.scrollWidth - innerWidth");
+            assert_eq!(wide, 0, "wider than a phone");
+            browser.screenshot("live-after-phone");
             browser.open(&format!("http://{control}/report"), 1280, false);
             browser.until("document.querySelectorAll('section').length >= 3");
             browser.screenshot("live-report-light");

@@ -54,6 +54,9 @@ pub(super) enum Show {
     Changes,
 }
 
+/// How the answer to an operation becomes the rows of a SHOW.
+pub(super) type RowsOf = fn(&Value) -> Vec<Value>;
+
 /// What stands behind a SHOW.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Filter {
@@ -111,8 +114,8 @@ impl Show {
     }
 
     /// The operation under it, and how its answer becomes rows. `None`: the build itself knows.
-    pub(super) fn source(self, filter: Filter) -> Option<(Operation, fn(&Value) -> Vec<Value>)> {
-        let rows: fn(&Value) -> Vec<Value> = match self {
+    pub(super) fn source(self, filter: Filter) -> Option<(Operation, RowsOf)> {
+        let rows: RowsOf = match self {
             Show::Help | Show::Version => return None,
             Show::Status | Show::Config => listing::flatten,
             Show::Latency => latency::side_rows,

@@ -99,12 +99,12 @@ pub enum CtlCommand {
     },
     /// Stop a mirror; its units count as dropped
     Pause {
-        /// The mirror
+        /// The mirror, or '*' for every mirror
         name: String,
     },
     /// Start a paused mirror again
     Resume {
-        /// The mirror
+        /// The mirror, or '*' for every mirror
         name: String,
     },
     /// Replace a mirror's connections; what is on its way there is lost

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::control::latency;
 use crate::control::listing::{self, Column, ColumnType};
 use crate::control::report::verdict_rows;
-use crate::control::table::{Table, bytes, count, duration, nanos, printable, share};
+use crate::control::table::{Table, bytes, count, date, duration, nanos, printable, share};
 
 /// Writes an answer for people.
 pub(super) type Show = fn(&Value, &mut dyn Write) -> io::Result<()>;
@@ -174,12 +174,17 @@ fn listing_table(
     if rows.is_empty() {
         return writeln!(out, "{none}");
     }
-    let header: Vec<&str> = columns.iter().map(|column| column.name).collect();
+    let name = |column: &Column| match column.name {
+        "at_unix_ms" => "at",
+        name => name,
+    };
+    let header: Vec<&str> = columns.iter().map(name).collect();
     let mut table = Table::new(&header);
     for row in rows {
         let cell = |(column, value): (&Column, &Value)| match value {
             Value::Null => "-".to_owned(),
             Value::String(text) => text.clone(),
+            value if column.name == "at_unix_ms" => date(n(value) as f64 / 1e3),
             value if column.name.ends_with("_ns") => nanos(n(value)),
             // Names, not amounts.
             value if matches!(column.name, "id" | "core") => value.to_string(),
@@ -280,10 +285,20 @@ pub(super) fn done(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
     match answer.as_object() {
         Some(fields) if !fields.is_empty() => {
             for (key, value) in fields {
-                let value = value
-                    .as_str()
-                    .map_or_else(|| value.to_string(), str::to_owned);
-                writeln!(out, "{}: {}", printable(key), printable(&value))?;
+                let word = |value: &Value| match value.as_str() {
+                    Some(text) => printable(text),
+                    None => printable(&value.to_string()),
+                };
+                match value.as_array() {
+                    Some(entries) if !entries.is_empty() => {
+                        writeln!(out, "{}:", printable(key))?;
+                        for entry in entries {
+                            writeln!(out, "  {}", word(entry))?;
+                        }
+                    }
+                    Some(_) => writeln!(out, "{}: none", printable(key))?,
+                    None => writeln!(out, "{}: {}", printable(key), word(value))?,
+                }
             }
             Ok(())
         }

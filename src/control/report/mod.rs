@@ -15,9 +15,10 @@ use serde_json::{Map, Value, json};
 
 use self::html::text;
 pub use self::page::render;
-use super::divergences::DivergenceFilter;
+use super::divergences::{DivergenceFilter, DivergenceRecord};
 use super::state::ControlState;
 use super::{latency, queries, view};
+use crate::limits::DIVERGENCES_PER_KIND_MAX;
 use crate::metrics::{DivergenceKind, MirrorTotal};
 
 /// Examples shown per kind and mirror.
@@ -91,6 +92,21 @@ fn distributions(totals: &[MirrorTotal], source: &str, destination: &str) -> Val
     })
 }
 
+/// The first few that differ in what they show: a loud key is one example.
+fn distinct(found: Vec<DivergenceRecord>) -> Vec<DivergenceRecord> {
+    let mut kept: Vec<DivergenceRecord> = Vec::new();
+    for record in found {
+        let shows = |other: &DivergenceRecord| {
+            (&other.command, &other.key) == (&record.command, &record.key)
+                && (&other.primary, &other.mirror) == (&record.primary, &record.mirror)
+        };
+        if kept.len() < EXAMPLES_PER_KIND && !kept.iter().any(shows) {
+            kept.push(record);
+        }
+    }
+    kept
+}
+
 /// A report as rows: the verdict on each mirror, why, and what it rests on.
 pub fn verdict_rows(report: &Value) -> Vec<Value> {
     let mut rows = Vec::new();
@@ -127,9 +143,10 @@ fn examples(state: &ControlState, mirror: &str) -> Value {
         let (_, found) = state.divergences.query(&DivergenceFilter {
             kind: Some(kind.as_str().to_owned()),
             mirror: Some(mirror.to_owned()),
-            limit: EXAMPLES_PER_KIND,
+            limit: DIVERGENCES_PER_KIND_MAX,
             ..DivergenceFilter::default()
         });
+        let found = distinct(found);
         if !found.is_empty() {
             kinds.insert(kind.as_str().to_owned(), json!(found));
         }

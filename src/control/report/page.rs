@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::html::{anchor, date, escape, items, number, put, text, verdict_class};
+use super::html::{anchor, escape, items, number, put, text, verdict_class};
 use super::mirror::mirror_section;
-use crate::control::table::{bytes, count, duration, nanos, share};
+use crate::control::table::{bytes, count, date, duration, nanos, share};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -85,11 +85,24 @@ fn changes(html: &mut String, report: &Value) {
                 escape(&what),
                 escape(text(&change["subject"])),
                 escape(text(&change["outcome"])),
-                escape(text(&change["answer"])),
+                escape(&answer(text(&change["answer"]))),
             ),
         );
     }
     html.push_str("</tbody></table></div></section>\n");
+}
+
+/// What is known from the line itself is left out of an answer.
+fn answer(text: &str) -> String {
+    let Ok(Value::Object(fields)) = serde_json::from_str(text) else {
+        return text.to_owned();
+    };
+    let shown = fields.iter().filter(|(key, _)| *key != "mirror");
+    let words = shown.map(|(key, value)| match value.as_str() {
+        Some(value) => format!("{} {value}", key.replace('_', " ")),
+        None => format!("{} {value}", key.replace('_', " ")),
+    });
+    words.collect::<Vec<_>>().join(", ")
 }
 
 fn summary(html: &mut String, report: &Value) {
