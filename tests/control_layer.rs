@@ -294,8 +294,11 @@ fn each_surface_makes_the_same_call() {
     }
 }
 
+/// The name of a column, and where an entry of the API's list has the same.
+type Columns = &'static [(&'static str, &'static str)];
+
 /// Of each view: the list in the API's answer, and where its entries hold what a column of the admin SQL shows.
-const SEEN: &[(&str, &str, &[(&str, &str)])] = &[
+const SEEN: &[(&str, &str, Columns)] = &[
     (
         "Databases",
         "databases",
