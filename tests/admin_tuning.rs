@@ -82,6 +82,38 @@ fn the_metrics_page_is_made_from_the_table() {
     is_current("metrics.md", &page);
 }
 
+/// A command of a command: its arguments behind its name, and what each means.
+fn inner_command(outer: &str, inner: &clap::Command) -> String {
+    let (mut line, mut lines) = (format!("{outer} {}", inner.get_name()), String::new());
+    for argument in inner.get_arguments() {
+        let value = argument.get_value_names().unwrap_or_default().first();
+        let value = value.map_or_else(|| argument.get_id().to_string(), ToString::to_string);
+        let name = match argument.get_long() {
+            Some("help") => continue,
+            Some(long) => format!("--{long} {value}"),
+            None => value,
+        };
+        let open = if argument.is_required_set() {
+            ["", ""]
+        } else {
+            ["[", "]"]
+        };
+        write!(line, " {}{name}{}", open[0], open[1]).unwrap();
+        let help = argument
+            .get_help()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        writeln!(lines, ".br\n\\fI{name}\\fR: {help}").unwrap();
+    }
+    let about = inner
+        .get_about()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    // A line that begins with a quote is a command to the typesetter.
+    let text = format!(".TP\n\\fB{line}\\fR\n{about}\n{lines}");
+    text.replace('-', "\\-").replace("\n'", "\n\\&'")
+}
+
 #[test]
 fn the_man_page_is_made_from_the_command_line() {
     let mut page = Vec::new();
@@ -99,11 +131,7 @@ fn the_man_page_is_made_from_the_command_line() {
         man.render_options_section(&mut part).unwrap();
         if sub.has_subcommands() {
             for inner in sub.get_subcommands() {
-                let about = inner
-                    .get_about()
-                    .map(ToString::to_string)
-                    .unwrap_or_default();
-                part.extend(format!(".TP\n\\fB{name} {}\\fR\n{about}\n", inner.get_name()).bytes());
+                part.extend(inner_command(&name, inner).bytes());
             }
         }
         // A section of its own inside the page becomes a part of it.
@@ -111,7 +139,7 @@ fn the_man_page_is_made_from_the_command_line() {
         page.extend(part.bytes());
     }
     let page = String::from_utf8(page).unwrap();
-    assert!(page.contains("exposure") && page.contains("PARHELION_TOKEN"));
+    assert!(page.contains("exposure NAME EXPOSURE") && page.contains("PARHELION_TOKEN"));
     is_current("parhelion.1", &page);
 }
 

@@ -150,6 +150,15 @@ fn a_token_is_asked_for_once_and_kept_for_the_session() {
     browser.eval("location.reload()");
     browser.until("document.querySelectorAll('#mirrors tr').length === 2");
     assert_eq!(browser.eval("document.querySelector('#ask').open"), false);
+    // The report asks for it too, and a link alone cannot show it.
+    browser.eval("document.querySelector('#report').click()");
+    browser.until("document.title === 'Parhelion report'");
+    browser.until("document.querySelectorAll('section').length === 2");
+    // Before it had the token it was told so.
+    browser
+        .complaints
+        .retain(|told| !told.contains("401 (Unauthorized)"));
+    assert_eq!(browser.complaints, Vec::<String>::new());
 }
 
 #[test]

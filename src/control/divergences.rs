@@ -114,7 +114,7 @@ struct Inner {
 
 /// Which divergences to show. Empty fields match everything.
 #[derive(Clone, Debug, Default, serde::Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct DivergenceFilter {
     /// The kind's label.
     pub kind: Option<String>,

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::divergences::DivergenceFilter;
 use super::state::ControlState;
 use crate::config::RedisMode;
+use crate::limits::DIVERGENCES_PER_ANSWER_MAX;
 use crate::metrics::{
     CommandTotal, CoreTotal, DivergenceKind, Latency, MirrorTotal, ProcessSample, Protocol, Scrape,
     SourceTotal,
@@ -48,7 +49,9 @@ pub fn mirrors(state: &ControlState) -> Value {
 
 /// `/api/divergences`: examples, newest first.
 pub fn divergences(state: &ControlState, filter: &DivergenceFilter) -> Value {
-    let (total, items) = state.divergences.query(filter);
+    let mut filter = filter.clone();
+    filter.limit = filter.limit.min(DIVERGENCES_PER_ANSWER_MAX);
+    let (total, items) = state.divergences.query(&filter);
     json!({"total": total, "offset": filter.offset, "items": items})
 }
 

@@ -11,7 +11,6 @@ use crate::control::listing::{self, Column};
 use crate::control::queries::{QueryFilter, QuerySort};
 use crate::control::report;
 use crate::control::samples::MetricFilter;
-use crate::limits::{DIVERGENCES_PER_ANSWER_MAX, QUERIES_PER_ANSWER_MAX};
 
 /// What drivers set when they connect; it means nothing here and changes nothing.
 const DRIVER_SETTINGS: [&str; 5] = [
@@ -225,7 +224,7 @@ fn divergence_filter(words: &mut Words, filter: &mut DivergenceFilter) -> Result
             }
             Some("limit") => {
                 words.next();
-                filter.limit = words.number("LIMIT")?.min(DIVERGENCES_PER_ANSWER_MAX);
+                filter.limit = words.number("LIMIT")?;
             }
             Some("offset") => {
                 words.next();
@@ -251,7 +250,7 @@ fn query_filter(words: &mut Words, filter: &mut QueryFilter) -> Result<(), Admin
             }
             Some("limit") => {
                 words.next();
-                filter.limit = words.number("LIMIT")?.min(QUERIES_PER_ANSWER_MAX);
+                filter.limit = words.number("LIMIT")?;
             }
             _ => return Ok(()),
         }
