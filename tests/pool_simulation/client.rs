@@ -109,6 +109,16 @@ impl Client {
             return false;
         }
         self.renamer.forget_large();
+        if self.mistake.is_none() {
+            for name in connection.statements.certain() {
+                let known = connection.server.has_prepared(&name);
+                assert!(
+                    known,
+                    "{name} is not there after\n{}",
+                    self.history.join("\n")
+                );
+            }
+        }
         connection.state.adopt(&self.state);
         if self.mistake != Some(Mistake::Unnamed) {
             connection.statements.released();
@@ -164,7 +174,7 @@ impl Client {
                     renamer.statement(&text, sql::classify(text.sql), statements);
                 }
             }
-            ClientEvent::Named(named) => renamer.named(&named, newest, names, statements),
+            ClientEvent::Named(named) => renamer.named(&named, newest, names),
             _ => {}
         });
         followed.unwrap();

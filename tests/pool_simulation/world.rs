@@ -160,7 +160,9 @@ impl World {
         };
         assert!(
             connection.to_server.is_empty() && connection.to_proxy.is_empty(),
-            "a connection with bytes of another client"
+            "a connection with bytes of another client: {} and {}",
+            connection.to_server.escape_ascii(),
+            connection.to_proxy.escape_ascii()
         );
         assert!(!connection.server.in_transaction(), "an open transaction");
         seat.client.adopt(&mut connection);

@@ -530,7 +530,7 @@ impl Pooled {
                     renamer.statement(&text, class, &mut server.statements);
                 }
                 ClientEvent::Named(named) => {
-                    renamer.named(&named, newest, names, &mut server.statements);
+                    renamer.named(&named, newest, names);
                     let traces = carried.named(&named, newest);
                     assembler.named(&named, carried, traces);
                 }
