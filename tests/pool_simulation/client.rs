@@ -23,6 +23,14 @@ pub struct Connection {
     pub to_proxy: Vec<u8>,
 }
 
+impl Connection {
+    /// The server reads all that is there.
+    pub fn work(&mut self) {
+        let sent = std::mem::take(&mut self.to_server);
+        self.to_proxy.extend(self.server.stream(&sent));
+    }
+}
+
 pub struct Client {
     pub twin: Server,
     /// What it has decided to send and has not sent yet.

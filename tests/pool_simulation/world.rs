@@ -132,8 +132,17 @@ impl World {
         let Some(seat) = self.seats.get_mut(&id) else {
             return;
         };
-        if let Some(connection) = &mut seat.holds {
-            seat.client.send(size, connection);
+        let Some(mut connection) = seat.holds.take() else {
+            return;
+        };
+        seat.client.send(size, &mut connection);
+        // What asks for no answer needs no connection; what is left is for the server to read.
+        if seat.client.settle(&mut connection) {
+            connection.work();
+            let pool = seat.pool;
+            self.put(pool, connection);
+        } else {
+            seat.holds = Some(connection);
         }
     }
 
@@ -220,6 +229,7 @@ impl World {
         }
         seat.client.receive(size, &mut connection);
         if seat.client.settle(&mut connection) {
+            connection.work();
             let pool = seat.pool;
             self.put(pool, connection);
         } else {
