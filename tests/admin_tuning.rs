@@ -237,6 +237,39 @@ fn the_config_of_the_kubernetes_manifest_is_valid() {
     parse(&input).unwrap_or_else(|errors| panic!("{errors}"));
 }
 
+/// What allows io_uring, and who runs: the same in the image, the manifest and the unit.
+#[test]
+fn image_manifest_and_unit_agree() {
+    let [image, manifest, unit] = [
+        "Dockerfile",
+        "kubernetes/parhelion.yaml",
+        "parhelion.service",
+    ]
+    .map(read);
+    let filter = unit
+        .lines()
+        .find(|line| line.starts_with("SystemCallFilter="));
+    for call in ["io_uring_setup", "io_uring_enter", "io_uring_register"] {
+        assert!(
+            image.contains(&format!("\"{call}\"")),
+            "{call} in the image's profile"
+        );
+        assert!(filter.unwrap().contains(call), "{call} in the unit");
+    }
+    let user = image
+        .lines()
+        .find_map(|line| line.strip_prefix("USER "))
+        .unwrap();
+    let (user, group) = user.split_once(':').unwrap();
+    assert!(manifest.contains(&format!("runAsUser: {user}\n")));
+    assert!(manifest.contains(&format!("fsGroup: {group}\n")));
+    assert!(image.contains("parhelion-seccomp.json"));
+    assert!(manifest.contains("localhostProfile: parhelion-seccomp.json"));
+    assert!(manifest.contains("readOnlyRootFilesystem: true") && image.contains("--read-only"));
+    let stop = "terminationGracePeriodSeconds: 45";
+    assert!(manifest.contains(stop) && unit.contains("TimeoutStopSec=45s"));
+}
+
 #[test]
 fn the_host_script_reports_and_names_its_reasons() {
     let script = tuning("host");

@@ -586,7 +586,7 @@ fn every_path_of_the_control_port_is_an_operation_or_a_page() {
         .skip(1)
         .map(|rest| rest.split('"').nth(1).unwrap())
         .collect();
-    assert!(paths.len() > 20, "{paths:?}");
+    assert!(paths.len() > 25, "{paths:?}");
     for path in paths {
         let is_page = ["/", "/metrics", "/healthz", "/readyz", "/report"].contains(&path);
         let end = path.rsplit('/').next().unwrap();
