@@ -237,6 +237,39 @@ fn the_config_of_the_kubernetes_manifest_is_valid() {
     parse(&input).unwrap_or_else(|errors| panic!("{errors}"));
 }
 
+/// What allows io_uring, and who runs: the same in the image, the manifest and the unit.
+#[test]
+fn image_manifest_and_unit_agree() {
+    let [image, manifest, unit] = [
+        "Dockerfile",
+        "kubernetes/parhelion.yaml",
+        "parhelion.service",
+    ]
+    .map(read);
+    let filter = unit
+        .lines()
+        .find(|line| line.starts_with("SystemCallFilter="));
+    for call in ["io_uring_setup", "io_uring_enter", "io_uring_register"] {
+        assert!(
+            image.contains(&format!("\"{call}\"")),
+            "{call} in the image's profile"
+        );
+        assert!(filter.unwrap().contains(call), "{call} in the unit");
+    }
+    let user = image
+        .lines()
+        .find_map(|line| line.strip_prefix("USER "))
+        .unwrap();
+    let (user, group) = user.split_once(':').unwrap();
+    assert!(manifest.contains(&format!("runAsUser: {user}\n")));
+    assert!(manifest.contains(&format!("fsGroup: {group}\n")));
+    assert!(image.contains("parhelion-seccomp.json"));
+    assert!(manifest.contains("localhostProfile: parhelion-seccomp.json"));
+    assert!(manifest.contains("readOnlyRootFilesystem: true") && image.contains("--read-only"));
+    let stop = "terminationGracePeriodSeconds: 45";
+    assert!(manifest.contains(stop) && unit.contains("TimeoutStopSec=45s"));
+}
+
 #[test]
 fn the_host_script_reports_and_names_its_reasons() {
     let script = tuning("host");
@@ -521,6 +554,7 @@ fn every_command_that_the_pages_show_is_one() {
         "../README.md",
         "../SECURITY.md",
         "runbook.md",
+        "commands.md",
         "postgres.md",
         "benchmarks.md",
     ] {
@@ -530,15 +564,14 @@ fn every_command_that_the_pages_show_is_one() {
             let words = line.split_whitespace().map(|word| word.trim_matches('\''));
             let parsed = Cli::try_parse_from(std::iter::once("parhelion").chain(words));
             if let Err(error) = parsed {
-                use clap::error::ErrorKind::{
-                    DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, MissingRequiredArgument,
-                };
                 // `ctl exposure` alone names the command; `--help` is one.
+                use clap::error::ErrorKind as Kind;
                 let is_name = matches!(
                     error.kind(),
-                    DisplayHelp
-                        | DisplayHelpOnMissingArgumentOrSubcommand
-                        | MissingRequiredArgument
+                    Kind::DisplayHelp
+                        | Kind::DisplayHelpOnMissingArgumentOrSubcommand
+                        | Kind::MissingRequiredArgument
+                        | Kind::MissingSubcommand
                 );
                 assert!(is_name, "{page}: {shown}\n{error}");
             }

@@ -92,16 +92,20 @@ fn distributions(totals: &[MirrorTotal], source: &str, destination: &str) -> Val
     })
 }
 
-/// The first few that differ in what they show: a loud key is one example.
+/// A few that differ in what they show: a loud key does not hide the others.
 fn distinct(found: Vec<DivergenceRecord>) -> Vec<DivergenceRecord> {
+    let what = |record: &DivergenceRecord| (record.command.clone(), record.key.clone());
+    let values = |record: &DivergenceRecord| (record.primary.clone(), record.mirror.clone());
     let mut kept: Vec<DivergenceRecord> = Vec::new();
-    for record in found {
-        let shows = |other: &DivergenceRecord| {
-            (&other.command, &other.key) == (&record.command, &record.key)
-                && (&other.primary, &other.mirror) == (&record.primary, &record.mirror)
-        };
-        if kept.len() < EXAMPLES_PER_KIND && !kept.iter().any(shows) {
-            kept.push(record);
+    // First one of each command and key, then what else they showed.
+    for with_values in [false, true] {
+        for record in &found {
+            let is_like = |other: &DivergenceRecord| {
+                what(other) == what(record) && (!with_values || values(other) == values(record))
+            };
+            if kept.len() < EXAMPLES_PER_KIND && !kept.iter().any(is_like) {
+                kept.push(record.clone());
+            }
         }
     }
     kept
@@ -152,4 +156,33 @@ fn examples(state: &ControlState, mirror: &str) -> Value {
         }
     }
     Value::Object(kinds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loud_key_leaves_room_for_the_others() {
+        let record = |key: &str, primary: u64| DivergenceRecord {
+            at_unix_ms: 0,
+            source: "cache".into(),
+            destination: "next".into(),
+            kind: DivergenceKind::DataMismatch,
+            command: "GET".into(),
+            key: key.into(),
+            pattern: String::new(),
+            primary: primary.to_string(),
+            mirror: "0".into(),
+            core: 0,
+            client: String::new(),
+        };
+        let mut found: Vec<DivergenceRecord> = (1..100).map(|n| record("loud", n)).collect();
+        found.extend([record("quiet", 1), record("quiet", 1)]);
+        let shown: Vec<String> = distinct(found)
+            .into_iter()
+            .map(|record| format!("{} {}", record.key, record.primary))
+            .collect();
+        assert_eq!(shown, ["loud 1", "quiet 1", "loud 2", "loud 3", "loud 4"]);
+    }
 }
