@@ -396,7 +396,7 @@ fn queued_units_are_drained_at_sigterm() {
     pair.proxy.process().signal(Signal::TERM).unwrap();
     let address = pair.proxy.address();
     let drains = eventually(PATIENCE, || {
-        std::net::TcpStream::connect(address).is_err().then_some(())
+        TcpStream::connect(address).is_err().then_some(())
     });
     assert!(drains.is_some(), "it still accepts");
     pair.mirror.resume().unwrap();
