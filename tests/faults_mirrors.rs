@@ -137,15 +137,20 @@ fn units(recording: &Recording) -> (u64, bool) {
     (recording.len() as u64 / unit.len() as u64, !rest.is_empty())
 }
 
-#[test]
-fn connections_cut_in_the_middle_of_units_are_followed_by_a_units_first_byte() {
-    let primary = redis();
+/// A primary, a mirror that keeps what it gets, and the way to it.
+fn recorded() -> (RedisServer, RespServer, Relay) {
     let witness = RespServer::start(RespOptions {
         record: true,
         ..RespOptions::default()
     })
     .unwrap();
     let relay = Relay::start(witness.address()).unwrap();
+    (redis(), witness, relay)
+}
+
+#[test]
+fn connections_cut_in_the_middle_of_units_are_followed_by_a_units_first_byte() {
+    let (primary, witness, relay) = recorded();
     let proxy = start(&ProxyOptions::new("redis", primary.address()).mirror(relay.address()));
     let load = Load::start(proxy.address(), 3, 200);
     let mut rng = fastrand::Rng::with_seed(13);
@@ -203,13 +208,7 @@ fn a_short_queue_does_not_overflow_while_units_are_gathered_for_a_send() {
 
 #[test]
 fn a_full_ring_inside_a_transaction_keeps_or_drops_it_whole() {
-    let primary = redis();
-    let witness = RespServer::start(RespOptions {
-        record: true,
-        ..RespOptions::default()
-    })
-    .unwrap();
-    let relay = Relay::start(witness.address()).unwrap();
+    let (primary, witness, relay) = recorded();
     let options = ProxyOptions::new("redis", primary.address())
         .mirror(relay.address())
         .general("mirror_queue = 2");

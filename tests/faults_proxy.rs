@@ -8,7 +8,8 @@ mod support;
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use parhelion::testing::proxy::ProxyOptions;
+use parhelion::testing::proxy::{ProxyOptions, ProxyProcess};
+use parhelion::testing::servers::PostgresServer;
 use parhelion::testing::wait::eventually;
 use rustix::process::Signal;
 use support::faults::{Load, PATIENCE, counter, postgres, redis, start};
@@ -51,14 +52,20 @@ fn sigterm_under_load_ends_with_nothing_in_flight_and_code_0() {
     );
 }
 
-#[test]
-fn a_drain_waits_for_a_transaction_and_a_second_sigterm_does_not() {
+/// A client behind a proxy that has inserted a row and not committed it.
+fn in_transaction() -> (PostgresServer, ProxyProcess, PgClient) {
     let primary = postgres();
-    let mut proxy = start(&ProxyOptions::new("postgres", primary.address()));
+    let proxy = start(&ProxyOptions::new("postgres", primary.address()));
     let (mut client, _) = PgClient::connect(proxy.address(), "postgres");
     client.query("CREATE TABLE kept (n int)");
     client.query("BEGIN");
     client.query("INSERT INTO kept VALUES (1)");
+    (primary, proxy, client)
+}
+
+#[test]
+fn a_drain_waits_for_a_transaction_and_a_second_sigterm_does_not() {
+    let (primary, mut proxy, mut client) = in_transaction();
     let (mut idle, _) = PgClient::connect(proxy.address(), "postgres");
     proxy.process().signal(Signal::TERM).unwrap();
     // The idle one is told at once.
@@ -132,12 +139,7 @@ fn a_drain_waits_for_a_transaction_and_a_second_sigterm_does_not() {
 
 #[test]
 fn a_killed_proxy_is_a_closed_connection_and_a_rolled_back_transaction() {
-    let primary = postgres();
-    let mut proxy = start(&ProxyOptions::new("postgres", primary.address()));
-    let (mut client, _) = PgClient::connect(proxy.address(), "postgres");
-    client.query("CREATE TABLE kept (n int)");
-    client.query("BEGIN");
-    client.query("INSERT INTO kept VALUES (1)");
+    let (primary, mut proxy, mut client) = in_transaction();
     let began = Instant::now();
     proxy.process().kill9().unwrap();
     let mut rest = Vec::new();

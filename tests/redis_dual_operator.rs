@@ -140,9 +140,8 @@ fn keyspace(server: &RedisServer) -> Vec<String> {
         .collect()
 }
 
-/// Backends with databases of their own: what a client finds where it begins, by number and after a RESET.
-#[test]
-fn a_database_has_the_same_number_on_a_lane_and_on_a_connection_of_ones_own() {
+/// Backends whose clients begin in databases 3 and 5.
+fn with_databases() -> (RedisServer, RedisServer, ProxyOptions) {
     let (primary, secondary) = (server(), server());
     let options = ProxyOptions::new("redis", primary.address()).args(&[
         "--secondary",
@@ -154,6 +153,13 @@ fn a_database_has_the_same_number_on_a_lane_and_on_a_connection_of_ones_own() {
         "--secondary-db",
         "5",
     ]);
+    (primary, secondary, options)
+}
+
+/// Backends with databases of their own: what a client finds where it begins, by number and after a RESET.
+#[test]
+fn a_database_has_the_same_number_on_a_lane_and_on_a_connection_of_ones_own() {
+    let (primary, secondary, options) = with_databases();
     let mut proxy = Proxy::start(&options);
     let mut client = RespClient::connect(proxy.address());
     let pinned = |client: &mut RespClient, key: &str| {
@@ -253,17 +259,7 @@ fn divergences_arrive_at_sentry_once_a_minute_for_each_command_and_kind() {
 
 #[test]
 fn the_databases_named_on_the_command_line_are_where_clients_begin() {
-    let (primary, secondary) = (server(), server());
-    let options = ProxyOptions::new("redis", primary.address()).args(&[
-        "--secondary",
-        &secondary.address().to_string(),
-        "--mode",
-        "dual-write-shadow",
-        "--primary-db",
-        "3",
-        "--secondary-db",
-        "5",
-    ]);
+    let (primary, secondary, options) = with_databases();
     let proxy = Proxy::start(&options);
     let mut client = RespClient::connect(proxy.address());
     // Over a shared lane, over a connection of its own, and after a SELECT.

@@ -451,6 +451,21 @@ impl State {
         self.settle_closed(key);
     }
 
+    /// Nothing more leaves through this socket, and what waited is dropped.
+    pub(super) fn abandon(&mut self, key: Key) {
+        let slot = self.slot(key);
+        slot.send_error.get_or_insert(libc::ECONNABORTED);
+        slot.out.abandon();
+        let sending = slot.out.sending();
+        let writers = std::mem::take(&mut slot.writers);
+        if sending {
+            self.cancel(key, Op::Send);
+        }
+        for writer in writers {
+            writer.wake();
+        }
+    }
+
     /// Ends receiving as if the peer had ended.
     pub(super) fn stop_receiving(&mut self, key: Key) {
         let slot = self.slot(key);

@@ -15,7 +15,8 @@ pub const BY_REFERENCE_BYTES: usize = 2048;
 /// most.
 pub(super) const PILE_BYTES: usize = 8 * 1024;
 
-/// A queue longer than this is long; a copied piece longer than this gets no more: growing it would hold it twice.
+/// A queue longer than this is long; a copied piece does not grow beyond it: growing holds up to twice what is
+/// in it.
 const LONG_BYTES: usize = 32 * 1024;
 
 /// Pieces of one vectored send.
@@ -130,7 +131,7 @@ impl OutQueue {
         self.bytes += bytes.len();
         if self.pieces.len() > self.in_flight
             && let Some(Piece::Copied(last)) = self.pieces.back_mut()
-            && last.len() < LONG_BYTES
+            && last.len() + bytes.len() <= last.capacity().max(LONG_BYTES)
         {
             last.extend_from_slice(bytes);
             return;
@@ -205,6 +206,17 @@ impl OutQueue {
         self.shrink();
     }
 
+    /// Drops what has not been handed to the kernel; a send in flight keeps its memory until it ends.
+    pub(super) fn abandon(&mut self) {
+        if self.in_flight == 0 {
+            return self.failed();
+        }
+        self.pieces.truncate(self.in_flight);
+        let bytes: usize = self.pieces.iter().map(|piece| piece.bytes().len()).sum();
+        self.bytes = bytes - self.sent_of_first;
+        self.pieces.shrink_to_fit();
+    }
+
     /// An idle socket holds no vector and no long list.
     fn shrink(&mut self) {
         if self.pieces.capacity() > 8 {
@@ -237,6 +249,27 @@ mod tests {
                     .collect()
             }
         }
+    }
+
+    #[test]
+    fn an_abandoned_queue_keeps_only_what_the_kernel_reads() {
+        let (mut queue, mut spare) = (OutQueue::default(), Spare::default());
+        queue.chunk(Chunk::from(b"first".to_vec()), &mut spare);
+        let outgoing = queue.start(&mut spare).unwrap();
+        queue.sent(2, &mut spare);
+        assert!(matches!(outgoing, Outgoing::One(_, 5)));
+        let outgoing = queue.start(&mut spare).unwrap();
+        queue.chunk(Chunk::from(vec![0; 100_000]), &mut spare);
+        queue.copy(b"last", &mut spare);
+        queue.abandon();
+        assert_eq!(queue.len(), 3);
+        assert_eq!(sent_bytes(&outgoing), b"rst");
+        queue.failed();
+        assert_eq!(queue.len(), 0);
+        queue.copy(b"more", &mut spare);
+        queue.abandon();
+        assert_eq!(queue.len(), 0);
+        assert!(queue.start(&mut spare).is_none());
     }
 
     #[test]

@@ -260,7 +260,7 @@ impl Socket {
         WeakSocket(Rc::downgrade(&self.0))
     }
 
-    /// Makes the close that follows a reset instead of an orderly end.
+    /// Makes the close that follows a reset instead of an orderly end. What has not left is dropped at once.
     pub fn reset_on_close(&self) {
         if let Some(tls) = self.0.tls.get() {
             tls.borrow_mut().abandon();
@@ -270,6 +270,7 @@ impl Socket {
         if let Some(fd) = &slot.fd {
             let _ = SockRef::from(fd).set_linger(Some(Duration::ZERO));
         }
+        state.abandon(self.0.key);
     }
 
     /// Whether the peer has ended or the connection is lost; received bytes may still wait for their reader.

@@ -35,7 +35,7 @@ pub(super) async fn run(dual: Rc<Dual>) {
     while !dual.retired.get() {
         let now_ns = dual.context.ring.now_ns();
         for held in dual.due_held_back(now_ns) {
-            let Some(key) = held.lasting_key() else {
+            let Some(key) = lasting_key(&held.request) else {
                 dual.tell(held.found, held.client);
                 continue;
             };
@@ -188,9 +188,8 @@ struct HeldBack {
 }
 
 /// Commands behind which their key is there, whatever was there before.
-const LEAVES_A_KEY: [&str; 24] = [
+const LEAVES_A_KEY: [&str; 22] = [
     "APPEND",
-    "BITFIELD",
     "DECR",
     "DECRBY",
     "GEOADD",
@@ -209,20 +208,24 @@ const LEAVES_A_KEY: [&str; 24] = [
     "SADD",
     "SETBIT",
     "SETNX",
-    "SETRANGE",
     "XADD",
     "ZADD",
     "ZINCRBY",
 ];
 
-impl HeldBack {
-    /// The key, if the command surely left one.
-    fn lasting_key(&self) -> Option<Vec<u8>> {
-        let request = Request::parse(&self.request);
-        let command = lookup_request(&request)?;
-        let leaves = LEAVES_A_KEY.contains(&command.name());
-        leaves.then(|| request.arg(1).map(<[u8]>::to_vec))?
-    }
+/// The key of a command that surely left one. With XX or NOMKSTREAM it may leave nothing.
+fn lasting_key(request: &[u8]) -> Option<Vec<u8>> {
+    let request = Request::parse(request);
+    let command = lookup_request(&request)?;
+    let leaves = LEAVES_A_KEY.contains(&command.name());
+    let option: &[u8] = match command.name() {
+        "GEOADD" | "ZADD" => b"XX",
+        "XADD" => b"NOMKSTREAM",
+        _ => b"",
+    };
+    let mut words = (2..request.len()).filter_map(|at| request.arg(at));
+    let conditional = !option.is_empty() && words.any(|word| word.eq_ignore_ascii_case(option));
+    (leaves && !conditional).then(|| request.arg(1).map(<[u8]>::to_vec))?
 }
 
 enum Next {
@@ -379,5 +382,37 @@ impl Dual {
             return self.metrics.diverge(DivergenceKind::Transient);
         }
         self.tell(suspicion.found, suspicion.client);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_surely_leaves_a_key_may_be_excused_by_one_that_is_gone() {
+        let key_of = |words: &[&str]| {
+            let mut request = Vec::new();
+            encode(&mut request, words);
+            lasting_key(&request)
+        };
+        for words in [
+            &["ZADD", "k", "1", "m"][..],
+            &["XADD", "k", "*", "f", "v"],
+            &["LPUSH", "k", "xx"],
+        ] {
+            assert_eq!(key_of(words).as_deref(), Some(&b"k"[..]), "{words:?}");
+        }
+        for words in [
+            &["ZADD", "k", "xx", "1", "m"][..],
+            &["GEOADD", "k", "XX", "1", "2", "m"],
+            &["XADD", "k", "NOMKSTREAM", "*", "f", "v"],
+            &["SETRANGE", "k", "0", ""],
+            &["BITFIELD", "k", "GET", "u8", "0"],
+            &["LPUSHX", "k", "v"],
+            &["DEL", "k"],
+        ] {
+            assert_eq!(key_of(words), None, "{words:?}");
+        }
     }
 }
