@@ -272,6 +272,7 @@ fn a_mirror_that_is_heard_late_is_not_slow() {
             heard.push((mirror.heard_ns(), read_ns));
             mirror.write(b"x");
         }
+        assert!(mirror.recv().await.unwrap().is_none());
         heard
             .into_iter()
             .map(|(heard_ns, read_ns)| (heard_ns.wrapping_add(ahead_ns.get()), read_ns))

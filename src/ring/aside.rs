@@ -3,7 +3,7 @@
 //! A mirror's reply need not end the core's sleep: a sleep and its wake-up cost as much as all else that a mirrored request
 //! costs here. The sockets of mirrors therefore live on a ring of their own, in which nobody waits. The driver enters it in turns
 //! in which it has something to do; the kernel sets a flag in it when there is, so looking costs a load. It is set up with
-//! the first mirror, takes its slabs from the core's, and where it cannot be had mirrors live on the main ring.
+//! the first mirror, with slabs of its own, a quarter of the core's; where it cannot be had, mirrors live on the main ring.
 //!
 //! Two things keep that invisible:
 //! - While clients come rarely the driver *listens*: an eventfd wakes it for mirrors as a completion of the main ring would.
@@ -21,12 +21,21 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::chunk::Chunk;
 use super::core::{Core, Key, Op, Ring, State, monotonic_ns};
-use super::slabs::{Slabs, Users};
+use super::slabs::Slabs;
 use crate::limits;
 
-/// The ring, and the bell that it rings while the driver listens.
+/// Where a socket lives: on the ring that the core waits in, or on the one beside it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Home {
+    #[default]
+    Main,
+    Aside,
+}
+
+/// The ring, and the bell that it rings while the driver listens. Field order matters as in [`Core`].
 pub(super) struct Aside {
     pub(super) uring: RefCell<IoUring>,
+    pub(super) slabs: Rc<Slabs>,
     bell: File,
 }
 
@@ -39,7 +48,7 @@ const BELL_KEY: Key = Key {
 pub(super) const BELL: u64 = BELL_KEY.user_data(Op::Aside);
 
 impl Aside {
-    fn new(entries: u32, slabs: &Slabs) -> io::Result<Aside> {
+    fn new(entries: u32, main: &Slabs) -> io::Result<Aside> {
         let uring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
@@ -47,7 +56,8 @@ impl Aside {
             .setup_submit_all()
             .setup_cqsize(entries * 4)
             .build(entries)?;
-        slabs.register(&uring, Users::Aside)?;
+        let slabs = Rc::new(Slabs::new(main.count().div_ceil(4), main.size())?);
+        slabs.register(&uring)?;
         // SAFETY: eventfd takes no pointers.
         let bell = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if bell < 0 {
@@ -58,6 +68,7 @@ impl Aside {
         uring.submitter().register_eventfd(bell.as_raw_fd())?;
         let aside = Aside {
             uring: RefCell::new(uring),
+            slabs,
             bell,
         };
         aside.stop_listening();
@@ -156,7 +167,7 @@ impl State {
     pub(super) fn take_received(
         &mut self,
         slabs: &Rc<Slabs>,
-        users: Users,
+        home: Home,
         result: i32,
         flags: u32,
     ) -> Received {
@@ -168,9 +179,9 @@ impl State {
         let Some(slab) = cqueue::buffer_select(flags) else {
             return received;
         };
-        slabs.taken(slab, users);
+        slabs.taken(slab);
         let chunk = Chunk::from_slab(slabs, slab, result.max(0) as u32);
-        let header = self.message.as_deref().filter(|_| users == Users::Aside);
+        let header = self.message.as_deref().filter(|_| home == Home::Aside);
         let Some(header) = header else {
             received.chunk = Some(chunk);
             return received;

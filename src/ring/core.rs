@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
-use super::aside::{Arrivals, Aside, Received};
+use super::aside::{Arrivals, Aside, Home, Received};
 use super::chunk::Chunk;
 use super::out::{OutQueue, Outgoing, PILE_BYTES, Spare};
-use super::slabs::{GROUP, Slabs, Users};
+use super::slabs::{GROUP, Slabs};
 use super::timer::{Timers, TimersCell};
 use crate::limits;
 
@@ -91,7 +91,7 @@ impl Ring {
             .setup_cqsize(options.entries * 4)
             .build(options.entries)?;
         let slabs = Rc::new(Slabs::new(options.slabs, options.slab_size)?);
-        slabs.register(&uring, Users::Main)?;
+        slabs.register(&uring)?;
         let core = Core {
             uring: RefCell::new(uring),
             aside: OnceCell::new(),
@@ -121,10 +121,12 @@ impl Ring {
     /// What the ring has done so far.
     pub fn stats(&self) -> RingStats {
         let state = self.core.state.borrow();
+        let aside = self.core.aside();
         RingStats {
-            slabs_in_use: self.core.slabs.in_use() as u64,
+            slabs_in_use: (self.core.slabs.in_use() + aside.map_or(0, |aside| aside.slabs.in_use()))
+                as u64,
             sockets: (state.slots.len() - state.free.len()) as u64,
-            rings: 1 + u64::from(self.core.aside().is_some()),
+            rings: 1 + u64::from(aside.is_some()),
             ..state.stats
         }
     }
@@ -229,7 +231,7 @@ impl Key {
 pub(super) struct Slot {
     generation: u32,
     /// The ring that all its operations are on.
-    pub(super) users: Users,
+    pub(super) home: Home,
     pub(super) fd: Option<OwnedFd>,
     /// Operations in the kernel that name this slot; it is reused only at 0.
     pub(super) ops: u32,
@@ -321,9 +323,9 @@ impl State {
         let slot = self.slot(key);
         slot.ops += 1;
         let entry = entry.user_data(key.user_data(op));
-        match slot.users {
-            Users::Main => self.pending.push(entry),
-            Users::Aside => self.pending_aside.push(entry),
+        match slot.home {
+            Home::Main => self.pending.push(entry),
+            Home::Aside => self.pending_aside.push(entry),
         }
     }
 
@@ -342,8 +344,7 @@ impl State {
         slot.receiving = true;
         let fd = types::Fd(self.raw_fd(key));
         let message = self.message.as_deref();
-        let receive = match message.filter(|_| self.slots[key.slot as usize].users == Users::Aside)
-        {
+        let receive = match message.filter(|_| self.slots[key.slot as usize].home == Home::Aside) {
             Some(message) => opcode::RecvMsgMulti::new(fd, message, GROUP).build(),
             None => opcode::RecvMulti::new(fd, GROUP).build(),
         };
@@ -398,24 +399,22 @@ impl State {
 
     /// Receives again on sockets that found no slab: as many as there are slabs, the longest hungry first. More of them
     /// would only come back hungry, and the same ones every time.
-    pub(super) fn feed_starved(&mut self, slabs: &Slabs) {
-        for users in [Users::Main, Users::Aside] {
-            let mut room = slabs.posted(users);
-            while room > 0
-                && let Some(key) = self.starved(users).pop_front()
-            {
-                if self.slots[key.slot as usize].generation == key.generation {
-                    self.arm_receive(key);
-                    room -= 1;
-                }
+    pub(super) fn feed_starved(&mut self, home: Home, slabs: &Slabs) {
+        let mut room = slabs.posted();
+        while room > 0
+            && let Some(key) = self.starved(home).pop_front()
+        {
+            if self.slots[key.slot as usize].generation == key.generation {
+                self.arm_receive(key);
+                room -= 1;
             }
         }
     }
 
-    fn starved(&mut self, users: Users) -> &mut VecDeque<Key> {
-        match users {
-            Users::Main => &mut self.starved,
-            Users::Aside => &mut self.starved_aside,
+    fn starved(&mut self, home: Home) -> &mut VecDeque<Key> {
+        match home {
+            Home::Main => &mut self.starved,
+            Home::Aside => &mut self.starved_aside,
         }
     }
 
@@ -545,12 +544,12 @@ impl State {
 
     fn received(&mut self, slabs: &Rc<Slabs>, key: Key, result: i32, flags: u32) {
         let more = cqueue::more(flags);
-        let users = self.slot(key).users;
+        let home = self.slot(key).home;
         let Received {
             result,
             chunk,
             heard_ns,
-        } = self.take_received(slabs, users, result, flags);
+        } = self.take_received(slabs, home, result, flags);
         let now_ns = self.now_ns;
         let slot = self.slot(key);
         slot.active_ns = now_ns;
@@ -579,9 +578,9 @@ impl State {
             0 => slot.end = Some(End::Eof),
             _ if result == -libc::ENOBUFS => {
                 self.stats.out_of_slabs += 1;
-                slabs.ran_out(users);
+                slabs.ran_out();
                 slabs.replenish();
-                self.starved(users).push_back(key);
+                self.starved(home).push_back(key);
                 return;
             }
             // Cancelled because the reader is behind: not an end.

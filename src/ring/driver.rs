@@ -24,7 +24,7 @@ use std::time::Duration;
 use futures_lite::future::yield_now;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
-use super::aside::{Aside, BELL};
+use super::aside::{Aside, BELL, Home};
 use super::core::{Core, Key, Op, Ring, monotonic_ns};
 use super::task::{Notify, Queues};
 use crate::limits;
@@ -160,7 +160,11 @@ impl Driver {
     fn queue_submissions(&mut self) {
         let mut state = self.core.state.borrow_mut();
         self.core.slabs.replenish();
-        state.feed_starved(&self.core.slabs);
+        state.feed_starved(Home::Main, &self.core.slabs);
+        if let Some(aside) = self.core.aside() {
+            aside.slabs.replenish();
+            state.feed_starved(Home::Aside, &aside.slabs);
+        }
         state.flush();
         if !self.ticking && self.quiet_ticks < limits::IDLE_AFTER_TICKS {
             self.ticking = true;
@@ -208,7 +212,7 @@ impl Driver {
             self.quiet_ticks = 0;
         }
         for (user_data, result, flags) in self.completions.drain(..) {
-            state.complete(&core.slabs, user_data, result, flags);
+            state.complete(&aside.slabs, user_data, result, flags);
         }
         drop(state);
         self.wake();

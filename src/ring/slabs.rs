@@ -1,12 +1,9 @@
-//! The receive buffers of a core: one mapping cut into slabs, and the rings through which the kernel takes
+//! The receive buffers of a core: one mapping cut into slabs, and the ring through which the kernel takes
 //! them.
 //!
 //! A slab is in exactly one place: free, posted to the kernel, or referred to by chunks. Only part of the
 //! free slabs is posted, the most recently used first: the kernel takes posted slabs in order, so posting all of them
 //! would walk through the whole mapping and miss the cache at every receive.
-//!
-//! Both io_urings of a core take from the same slabs; the one for mirrors never has more than a quarter of them posted, so that
-//! it cannot leave clients without.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -58,135 +55,99 @@ impl Drop for Mapping {
 /// The slabs of one ring. Single-threaded.
 pub(super) struct Slabs {
     memory: Mapping,
-    posts: [Post; 2],
+    entries: Mapping,
+    entry_mask: u16,
     size: usize,
     count: usize,
     /// Chunks that refer to each slab; 0 while it is free or posted.
     references: Box<[Cell<u32>]>,
-    /// Last in, first out. `free.len() + posted of both + referenced == count`.
+    /// Last in, first out. `free.len() + posted + referenced == count`.
     free: RefCell<Vec<u16>>,
-}
-
-/// Who receives into slabs: the ring that the core waits in, or the one beside it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Users {
-    #[default]
-    Main,
-    Aside,
-}
-
-/// What is posted to one io_uring.
-struct Post {
-    entries: Mapping,
-    entry_mask: u16,
     posted: Cell<usize>,
-    /// How many slabs are to be posted; 0 before the io_uring knows of them.
-    target: Cell<usize>,
-    target_max: usize,
+    post_target: Cell<usize>,
     tail: Cell<u16>,
-}
-
-impl Post {
-    fn new(target_max: usize) -> io::Result<Post> {
-        let entries = target_max.next_power_of_two();
-        Ok(Post {
-            entries: Mapping::new(entries * size_of::<BufRingEntry>())?,
-            entry_mask: (entries - 1) as u16,
-            posted: Cell::new(0),
-            target: Cell::new(0),
-            target_max,
-            tail: Cell::new(0),
-        })
-    }
 }
 
 impl Slabs {
     /// Maps `count` slabs of `size` bytes (pages are touched when used) and the entries of their ring.
     pub(super) fn new(count: usize, size: usize) -> io::Result<Slabs> {
-        let count = count.clamp(1, 1 << 15);
+        let entries = count.next_power_of_two().min(1 << 15);
+        let count = count.min(entries);
         let slabs = Slabs {
             memory: Mapping::new(count * size)?,
-            posts: [Post::new(count)?, Post::new(count.div_ceil(4))?],
+            entries: Mapping::new(entries * size_of::<BufRingEntry>())?,
+            entry_mask: (entries - 1) as u16,
             size,
             count,
             references: vec![Cell::new(0); count].into_boxed_slice(),
             free: RefCell::new((0..count as u16).rev().collect()),
+            posted: Cell::new(0),
+            post_target: Cell::new(POSTED_AT_FIRST.min(count)),
+            tail: Cell::new(0),
         };
         Ok(slabs)
     }
 
-    fn post(&self, users: Users) -> &Post {
-        &self.posts[usize::from(users == Users::Aside)]
-    }
-
-    /// Registers the buffer ring; once for each io_uring, before the first receive.
-    pub(super) fn register(&self, uring: &IoUring, users: Users) -> io::Result<()> {
-        let post = self.post(users);
-        let entries = usize::from(post.entry_mask) + 1;
+    /// Registers the buffer ring; once, before the first receive.
+    pub(super) fn register(&self, uring: &IoUring) -> io::Result<()> {
+        let entries = usize::from(self.entry_mask) + 1;
         // SAFETY: the entries' mapping is page-aligned, of the stated size, and outlives the io_uring: `Core`
-        // drops its rings before its slabs (field order).
+        // drops its ring before its slabs (field order).
         unsafe {
             uring.submitter().register_buf_ring_with_flags(
-                post.entries.base.as_ptr() as u64,
+                self.entries.base.as_ptr() as u64,
                 entries as u16,
                 GROUP,
                 0,
             )?;
         }
-        post.target.set(POSTED_AT_FIRST.min(post.target_max));
         self.replenish();
         Ok(())
     }
 
-    /// Posts free slabs up to the targets.
+    /// Posts free slabs up to the target.
     pub(super) fn replenish(&self) {
-        self.posts.iter().for_each(|post| self.replenish_one(post));
-    }
-
-    fn replenish_one(&self, post: &Post) {
-        let target = post.target.get();
-        if post.posted.get() >= target {
+        let target = self.post_target.get();
+        if self.posted.get() >= target {
             return;
         }
         let mut free = self.free.borrow_mut();
-        let mut tail = post.tail.get();
-        while post.posted.get() < target {
+        let mut tail = self.tail.get();
+        while self.posted.get() < target {
             let Some(slab) = free.pop() else { break };
             debug_assert_eq!(self.references[usize::from(slab)].get(), 0);
-            let index = usize::from(tail & post.entry_mask);
+            let index = usize::from(tail & self.entry_mask);
             // SAFETY: index is within the mapping; the kernel reads an entry only after the tail below passes it,
-            // and has consumed whatever stood there because at most `target_max <= entries` slabs are posted.
+            // and has consumed whatever stood there because at most `count <= entries` slabs are posted.
             unsafe {
-                let entry = &mut *post.entries.base.cast::<BufRingEntry>().add(index).as_ptr();
+                let entry = &mut *self.entries.base.cast::<BufRingEntry>().add(index).as_ptr();
                 entry.set_addr(self.slab(slab) as u64);
                 entry.set_len(self.size as u32);
                 entry.set_bid(slab);
             }
             tail = tail.wrapping_add(1);
-            post.posted.set(post.posted.get() + 1);
+            self.posted.set(self.posted.get() + 1);
         }
-        post.tail.set(tail);
+        self.tail.set(tail);
         // SAFETY: the tail lies in the first entry's reserved field, as `BufRingEntry::tail` says; it is shared with the
         // kernel, hence the atomic store, which also publishes the entries written above.
         unsafe {
-            let tail_field = BufRingEntry::tail(post.entries.base.cast().as_ptr());
+            let tail_field = BufRingEntry::tail(self.entries.base.cast().as_ptr());
             (*tail_field.cast::<AtomicU16>()).store(tail, Ordering::Release);
         }
     }
 
     /// The kernel has filled this posted slab. The caller holds the first reference.
-    pub(super) fn taken(&self, slab: u16, users: Users) {
+    pub(super) fn taken(&self, slab: u16) {
         debug_assert_eq!(self.references[usize::from(slab)].get(), 0);
         self.references[usize::from(slab)].set(1);
-        let posted = &self.post(users).posted;
-        posted.set(posted.get() - 1);
+        self.posted.set(self.posted.get() - 1);
     }
 
     /// The kernel found no posted slab: post more at a time from now on, if there are more.
-    pub(super) fn ran_out(&self, users: Users) {
-        let post = self.post(users);
-        post.target
-            .set((post.target.get() * 2).min(post.target_max));
+    pub(super) fn ran_out(&self) {
+        self.post_target
+            .set((self.post_target.get() * 2).min(self.count));
     }
 
     pub(super) fn retain(&self, slab: u16) {
@@ -204,24 +165,22 @@ impl Slabs {
     }
 
     /// How many receives armed now would find a slab.
-    pub(super) fn posted(&self, users: Users) -> usize {
-        self.post(users).posted.get()
-    }
-
-    /// Slabs that hold nothing.
-    fn unused(&self) -> usize {
-        let posted: usize = self.posts.iter().map(|post| post.posted.get()).sum();
-        self.free.borrow().len() + posted
+    pub(super) fn posted(&self) -> usize {
+        self.posted.get()
     }
 
     /// Whether less than a quarter of the slabs is left: what is received then is copied out at once.
     pub(super) fn scarce(&self) -> bool {
-        self.unused() * 4 < self.count
+        (self.free.borrow().len() + self.posted.get()) * 4 < self.count
     }
 
     /// Slabs that chunks refer to.
     pub(super) fn in_use(&self) -> usize {
-        self.count - self.unused()
+        self.count - self.free.borrow().len() - self.posted.get()
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count
     }
 
     pub(super) fn size(&self) -> usize {

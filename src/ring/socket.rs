@@ -14,12 +14,11 @@ use std::time::Duration;
 use io_uring::{opcode, types};
 use socket2::{Domain, SockAddr, SockRef, TcpKeepalive, Type};
 
-use super::aside::stamp_arrivals;
+use super::aside::{Home, stamp_arrivals};
 use super::chunk::Chunk;
 use super::core::{Connecting, End, Key, Op, Ring, State};
 use super::out::BY_REFERENCE_BYTES;
 use super::secure::Secure;
-use super::slabs::Users;
 
 /// Where to connect to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -65,7 +64,7 @@ impl Ring {
     /// Whatever the system reports: refused, unreachable, out of descriptors. There is no time limit here; see
     /// [`Ring::timeout`].
     pub async fn connect(&self, address: &Address) -> io::Result<Socket> {
-        self.connect_on(address, Users::Main).await
+        self.connect_on(address, Home::Main).await
     }
 
     /// The same for a peer that nobody waits for, a mirror: while clients keep the core busy, what it sends does not wake the core
@@ -76,11 +75,11 @@ impl Ring {
     pub async fn connect_aside(&self, address: &Address) -> io::Result<Socket> {
         // The kernel stamps TCP alone, and a mirror is not to look slower than it is.
         let aside = matches!(address, Address::Tcp(_)) && self.set_aside();
-        let users = if aside { Users::Aside } else { Users::Main };
-        self.connect_on(address, users).await
+        let home = if aside { Home::Aside } else { Home::Main };
+        self.connect_on(address, home).await
     }
 
-    async fn connect_on(&self, address: &Address, users: Users) -> io::Result<Socket> {
+    async fn connect_on(&self, address: &Address, home: Home) -> io::Result<Socket> {
         let (domain, target) = match address {
             Address::Tcp(address) => (Domain::for_address(*address), SockAddr::from(*address)),
             Address::Unix(path) => (Domain::UNIX, SockAddr::unix(path)?),
@@ -90,7 +89,7 @@ impl Ring {
             address: Box::new(target),
             result: None,
         };
-        let socket = Socket::insert(self, fd, Some(connecting), users);
+        let socket = Socket::insert(self, fd, Some(connecting), home);
         let result = poll_fn(|cx| {
             let mut state = self.core.state.borrow_mut();
             let slot = state.slot(socket.0.key);
@@ -116,12 +115,12 @@ impl Ring {
 
 impl Socket {
     pub(super) fn accepted(ring: &Ring, fd: OwnedFd) -> Socket {
-        let socket = Socket::insert(ring, fd, None, Users::Main);
+        let socket = Socket::insert(ring, fd, None, Home::Main);
         ring.core.state.borrow_mut().arm_receive(socket.0.key);
         socket
     }
 
-    fn insert(ring: &Ring, fd: OwnedFd, connecting: Option<Connecting>, users: Users) -> Socket {
+    fn insert(ring: &Ring, fd: OwnedFd, connecting: Option<Connecting>, home: Home) -> Socket {
         // On a unix socket these do not exist; and none of them is worth refusing a client for.
         let options = SockRef::from(&fd);
         let _ = options.set_tcp_nodelay(true);
@@ -129,14 +128,14 @@ impl Socket {
             .with_time(KEEPALIVE_AFTER)
             .with_interval(KEEPALIVE_EVERY);
         let _ = options.set_tcp_keepalive(&keepalive);
-        if users == Users::Aside {
+        if home == Home::Aside {
             // Without it the time of the turn stands for the time of arrival.
             stamp_arrivals(&fd);
         }
         let mut state = ring.core.state.borrow_mut();
         let raw = fd.as_raw_fd();
         let key = state.insert(fd);
-        state.slot(key).users = users;
+        state.slot(key).home = home;
         if let Some(connecting) = connecting {
             let (base, len) = (connecting.address.as_ptr(), connecting.address.len());
             state.slot(key).connect = Some(connecting);
