@@ -333,6 +333,12 @@ pub const REDIS_NAME_BYTES_MAX: usize = 256;
 
 /// CLIENT SETINFO commands kept for the client's own connection: two of ordinary length.
 pub const REDIS_INFO_BYTES_MAX: usize = 512;
+
+/// Changes by operators that are kept for `changes` and the report: a day's work; the log has all.
+pub const CHANGES_KEPT_MAX: usize = 256;
+/// Longest text kept per field of a change: what a reload of a large config lists.
+pub const CHANGE_FIELD_BYTES_MAX: usize = 2048;
+
 /// Readings of a mirror that the report keeps: more than its chart is wide; 48 bytes each.
 pub const TIMELINE_READINGS_MAX: usize = 720;
 

@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use clap::CommandFactory;
+use clap::{CommandFactory, Parser};
 use parhelion::cli::Cli;
 use parhelion::config::{Input, parse};
 use parhelion::metrics::{COMPAT_TABLE, Kind, Metric, TABLE};
@@ -82,6 +82,38 @@ fn the_metrics_page_is_made_from_the_table() {
     is_current("metrics.md", &page);
 }
 
+/// A command of a command: its arguments behind its name, and what each means.
+fn inner_command(outer: &str, inner: &clap::Command) -> String {
+    let (mut line, mut lines) = (format!("{outer} {}", inner.get_name()), String::new());
+    for argument in inner.get_arguments() {
+        let value = argument.get_value_names().unwrap_or_default().first();
+        let value = value.map_or_else(|| argument.get_id().to_string(), ToString::to_string);
+        let name = match argument.get_long() {
+            Some("help") => continue,
+            Some(long) => format!("--{long} {value}"),
+            None => value,
+        };
+        let open = if argument.is_required_set() {
+            ["", ""]
+        } else {
+            ["[", "]"]
+        };
+        write!(line, " {}{name}{}", open[0], open[1]).unwrap();
+        let help = argument
+            .get_help()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        writeln!(lines, ".br\n\\fI{name}\\fR: {help}").unwrap();
+    }
+    let about = inner
+        .get_about()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    // A line that begins with a quote is a command to the typesetter.
+    let text = format!(".TP\n\\fB{line}\\fR\n{about}\n{lines}");
+    text.replace('-', "\\-").replace("\n'", "\n\\&'")
+}
+
 #[test]
 fn the_man_page_is_made_from_the_command_line() {
     let mut page = Vec::new();
@@ -99,11 +131,7 @@ fn the_man_page_is_made_from_the_command_line() {
         man.render_options_section(&mut part).unwrap();
         if sub.has_subcommands() {
             for inner in sub.get_subcommands() {
-                let about = inner
-                    .get_about()
-                    .map(ToString::to_string)
-                    .unwrap_or_default();
-                part.extend(format!(".TP\n\\fB{name} {}\\fR\n{about}\n", inner.get_name()).bytes());
+                part.extend(inner_command(&name, inner).bytes());
             }
         }
         // A section of its own inside the page becomes a part of it.
@@ -111,7 +139,7 @@ fn the_man_page_is_made_from_the_command_line() {
         page.extend(part.bytes());
     }
     let page = String::from_utf8(page).unwrap();
-    assert!(page.contains("exposure") && page.contains("PARHELION_TOKEN"));
+    assert!(page.contains("exposure NAME EXPOSURE") && page.contains("PARHELION_TOKEN"));
     is_current("parhelion.1", &page);
 }
 
@@ -207,6 +235,39 @@ fn the_config_of_the_kubernetes_manifest_is_valid() {
         cpus: &[0, 1],
     };
     parse(&input).unwrap_or_else(|errors| panic!("{errors}"));
+}
+
+/// What allows io_uring, and who runs: the same in the image, the manifest and the unit.
+#[test]
+fn image_manifest_and_unit_agree() {
+    let [image, manifest, unit] = [
+        "Dockerfile",
+        "kubernetes/parhelion.yaml",
+        "parhelion.service",
+    ]
+    .map(read);
+    let filter = unit
+        .lines()
+        .find(|line| line.starts_with("SystemCallFilter="));
+    for call in ["io_uring_setup", "io_uring_enter", "io_uring_register"] {
+        assert!(
+            image.contains(&format!("\"{call}\"")),
+            "{call} in the image's profile"
+        );
+        assert!(filter.unwrap().contains(call), "{call} in the unit");
+    }
+    let user = image
+        .lines()
+        .find_map(|line| line.strip_prefix("USER "))
+        .unwrap();
+    let (user, group) = user.split_once(':').unwrap();
+    assert!(manifest.contains(&format!("runAsUser: {user}\n")));
+    assert!(manifest.contains(&format!("fsGroup: {group}\n")));
+    assert!(image.contains("parhelion-seccomp.json"));
+    assert!(manifest.contains("localhostProfile: parhelion-seccomp.json"));
+    assert!(manifest.contains("readOnlyRootFilesystem: true") && image.contains("--read-only"));
+    let stop = "terminationGracePeriodSeconds: 45";
+    assert!(manifest.contains(stop) && unit.contains("TimeoutStopSec=45s"));
 }
 
 #[test]
@@ -462,6 +523,70 @@ fn the_readme_names_every_command_and_leads_to_every_page() {
             "{name}"
         );
     }
+}
+
+/// The commands that a page of ours shows: in blocks and in code spans.
+fn shown_commands(page: &str) -> Vec<String> {
+    let page = page.replace("\\\n", " ");
+    let mut found = Vec::new();
+    let mut is_block = false;
+    for line in page.lines() {
+        if line.trim_start().starts_with("```") {
+            is_block = !is_block;
+        } else if is_block {
+            // A comment, not the '*' of a name.
+            let line = line.split(" #").next().unwrap();
+            found.extend(line.split(" && ").map(|part| part.trim().to_owned()));
+        } else {
+            found.extend(line.split('`').skip(1).step_by(2).map(str::to_owned));
+        }
+    }
+    let is_ours = |text: &String| text.starts_with("parhelion ") || text.starts_with("ctl ");
+    // "…" and capital words stand for something.
+    found.retain(|text| is_ours(text) && !text.contains('…') && !text.contains("COMMAND"));
+    found
+}
+
+#[test]
+fn every_command_that_the_pages_show_is_one() {
+    let mut seen = Vec::new();
+    for page in [
+        "../README.md",
+        "../SECURITY.md",
+        "runbook.md",
+        "postgres.md",
+        "benchmarks.md",
+    ] {
+        for shown in shown_commands(&read(page)) {
+            let line = shown.strip_prefix("parhelion ").unwrap_or(&shown);
+            let line = line.replace("$(pidof parhelion)", "1");
+            let words = line.split_whitespace().map(|word| word.trim_matches('\''));
+            let parsed = Cli::try_parse_from(std::iter::once("parhelion").chain(words));
+            if let Err(error) = parsed {
+                use clap::error::ErrorKind::{
+                    DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, MissingRequiredArgument,
+                };
+                // `ctl exposure` alone names the command; `--help` is one.
+                let is_name = matches!(
+                    error.kind(),
+                    DisplayHelp
+                        | DisplayHelpOnMissingArgumentOrSubcommand
+                        | MissingRequiredArgument
+                );
+                assert!(is_name, "{page}: {shown}\n{error}");
+            }
+            seen.push(shown);
+        }
+    }
+    for wanted in [
+        "ctl exposure next 0.01",
+        "ctl changes",
+        "report --out soak.html",
+    ] {
+        let wanted = format!("parhelion {wanted}");
+        assert!(seen.contains(&wanted), "{wanted}: {seen:?}");
+    }
+    assert!(seen.len() > 30, "{}: {seen:?}", seen.len());
 }
 
 /// Each query of the dashboard as a rule of its own, which promtool can read.

@@ -54,6 +54,11 @@ fn fifty_mirrors_are_drawn_on_every_screen() {
                  [...document.querySelectorAll('#latency path.line')].every(p => p.getAttribute('d').length > 8)",
             );
             browser.until("document.querySelectorAll('#flow rect').length >= 5");
+            let clipped = browser.eval(
+                "[...document.querySelectorAll('#flow text')].filter(t => { const a = t.getBBox(), b = t.ownerSVGElement.viewBox.baseVal; \
+                 return a.x < -1 || a.x + a.width > b.width + 1; }).map(t => t.textContent).join()",
+            );
+            assert_eq!(clipped, "", "a label leaves the ledger's picture");
             browser.until("document.querySelectorAll('#kinds .kind').length >= 1");
             browser.until("document.querySelectorAll('#examples .example').length >= 1");
             for part in [
@@ -145,6 +150,15 @@ fn a_token_is_asked_for_once_and_kept_for_the_session() {
     browser.eval("location.reload()");
     browser.until("document.querySelectorAll('#mirrors tr').length === 2");
     assert_eq!(browser.eval("document.querySelector('#ask').open"), false);
+    // The report asks for it too, and a link alone cannot show it.
+    browser.eval("document.querySelector('#report').click()");
+    browser.until("document.title === 'Parhelion report'");
+    browser.until("document.querySelectorAll('section').length === 2");
+    // Before it had the token it was told so.
+    browser
+        .complaints
+        .retain(|told| !told.contains("401 (Unauthorized)"));
+    assert_eq!(browser.complaints, Vec::<String>::new());
 }
 
 #[test]

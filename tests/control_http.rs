@@ -70,7 +70,8 @@ fn status_databases_latency_and_config_are_there() {
     assert_eq!(databases["databases"][0]["name"], "prod0");
     assert_eq!(databases["databases"][1]["commands"]["get"]["errors"], 0);
     let latency = port.get("/api/latency?mirror=next").json();
-    let counted: u64 = latency["mirror"]
+    assert_eq!(latency["mirrors"].as_array().unwrap().len(), 1);
+    let counted: u64 = latency["mirrors"][0]["mirror"]["cells"]
         .as_array()
         .unwrap()
         .iter()
@@ -97,7 +98,11 @@ fn divergences_are_filtered_and_paged() {
     assert_eq!(port.get("/api/divergences?command=GET").json()["total"], 1);
     let page = port.get("/api/divergences?offset=1&limit=1").json();
     assert_eq!(page["items"][0]["kind"], "data_mismatch");
-    assert_eq!(port.get("/api/divergences?offset=x").status, 400);
+    for wrong in ["offset=x", "mirrror=next"] {
+        let answer = port.get(&format!("/api/divergences?{wrong}"));
+        assert_eq!(answer.status, 422, "{wrong}");
+        assert_eq!(answer.json()["error"]["code"], "invalid_value");
+    }
 }
 
 #[test]
@@ -175,7 +180,8 @@ fn a_foreign_page_cannot_change_anything() {
     let json = ("Content-Type", "application/json");
     let host = port.addr.to_string();
     let own = format!("http://{host}");
-    let cases: [(&[(&str, &str)], u16); 7] = [
+    let cases: [(&[(&str, &str)], u16); 8] = [
+        (&[json, ("Content-Type", "text/plain")], 415),
         (&[("Content-Type", "text/plain")], 415),
         (&[], 415),
         (&[json, ("Origin", "http://evil.example")], 403),

@@ -5,7 +5,7 @@
 mod control_support;
 
 use clap::Parser;
-use control_support::{Port, filled_registry};
+use control_support::{Port, filled_registry, step};
 use parhelion::cli::{Cli, Command};
 use parhelion::control::admin_sql::{self, Answer};
 use parhelion::control::{Who, ctl};
@@ -63,6 +63,34 @@ const SURFACES: &[Surface] = &[
         "SHOW QUERIES FOR next BY slowest LIMIT 5",
         ("GET", "/api/queries?mirror=next&sort=slowest&limit=5", ""),
         "queries --mirror next --sort slowest --limit 5",
+        "",
+    ),
+    row(
+        "Latency",
+        "SHOW LATENCY FOR next",
+        ("GET", "/api/latency?mirror=next", ""),
+        "latency next",
+        "",
+    ),
+    row(
+        "Report",
+        "SHOW REPORT",
+        ("GET", "/api/report", ""),
+        "report",
+        "",
+    ),
+    row(
+        "Metrics",
+        "SHOW METRICS parhelion_mirror",
+        ("GET", "/api/metrics?name=parhelion_mirror", ""),
+        "metrics parhelion_mirror",
+        "",
+    ),
+    row(
+        "Changes",
+        "SHOW CHANGES",
+        ("GET", "/api/changes", ""),
+        "changes",
         "",
     ),
     row(
@@ -204,56 +232,369 @@ fn every_effect_of_the_runtime_has_an_operation() {
     }
 }
 
-#[test]
-fn each_surface_makes_the_same_call_and_shows_the_same() {
-    let port = Port::start(filled_registry(1, 1), None);
+/// What `ctl` prints.
+fn ctl(port: &Port, line: &str, json: bool) -> String {
+    let arguments = ["parhelion", "ctl"].into_iter().chain(line.split(' '));
+    let Command::Ctl(args) = Cli::try_parse_from(arguments).unwrap().command else {
+        panic!("{line} is no ctl command");
+    };
+    let mut out = Vec::new();
+    ctl::run(args.command, &port.url(), None, json, &mut out).unwrap();
+    String::from_utf8(out).unwrap()
+}
+
+/// What admin SQL answers: a row as an object by its columns' names.
+fn sql(port: &Port, statement: &str) -> Vec<Value> {
     let who = Who::new("admin", "test");
+    match admin_sql::execute(&port.state, &who, statement) {
+        Answer::Error(error) => panic!("{statement}: {error:?}"),
+        Answer::Done { .. } => Vec::new(),
+        Answer::Rows(rows) => {
+            let columns = admin_sql::describe(statement).unwrap().unwrap();
+            let object = |row: Vec<Value>| {
+                assert_eq!(row.len(), columns.len(), "{statement}");
+                let names = columns.iter().map(|column| column.name.to_owned());
+                Value::Object(names.zip(row).collect())
+            };
+            rows.into_iter().map(object).collect()
+        }
+    }
+}
+
+/// Without what changes from one reading to the next.
+fn settled(mut answer: Value) -> Value {
+    if let Some(fields) = answer.as_object_mut() {
+        for key in ["uptime_seconds", "generated_unix", "process"] {
+            fields.remove(key);
+        }
+    }
+    answer
+}
+
+#[test]
+fn each_surface_makes_the_same_call() {
+    let port = Port::start(filled_registry(1, 1), None);
     for surface in SURFACES {
         let expected: Vec<String> = match surface.call {
             "" => Vec::new(),
             call => vec![call.to_owned()],
         };
+        let name = surface.operation;
         let (method, path, body) = surface.http;
         let http = match method {
             "GET" => port.get(path),
             _ => port.post(path, body),
         };
-        assert_eq!(http.status, 200, "{}: {}", surface.operation, http.body);
-        assert_eq!(
-            port.recorder.take(),
-            expected,
-            "{} over HTTP",
-            surface.operation
-        );
+        assert_eq!(http.status, 200, "{name}: {}", http.body);
+        assert_eq!(port.recorder.take(), expected, "{name} over HTTP");
+        ctl(&port, surface.ctl, false);
+        assert_eq!(port.recorder.take(), expected, "{name} over ctl");
+        sql(&port, surface.sql);
+        assert_eq!(port.recorder.take(), expected, "{name} over SQL");
+    }
+}
 
-        let arguments = ["parhelion", "ctl"]
-            .into_iter()
-            .chain(surface.ctl.split(' '));
-        let Command::Ctl(args) = Cli::try_parse_from(arguments).unwrap().command else {
-            panic!("{} is no ctl command", surface.ctl);
+/// The name of a column, and where an entry of the API's list has the same.
+type Columns = &'static [(&'static str, &'static str)];
+
+/// Of each view: the list in the API's answer, and where its entries hold what a column of the admin SQL shows.
+const SEEN: &[(&str, &str, Columns)] = &[
+    (
+        "Databases",
+        "databases",
+        &[
+            ("name", "/name"),
+            ("clients", "/active_clients"),
+            ("requests", "/requests"),
+            ("errors", "/errors_total"),
+            ("p99_ns", "/latency/p99_ns"),
+        ],
+    ),
+    (
+        "Mirrors",
+        "mirrors",
+        &[
+            ("mirror", "/name"),
+            ("source_db", "/source"),
+            ("exposure", "/exposure"),
+            ("paused", "/paused"),
+            ("observed", "/ledger/observed"),
+            ("excluded", "/ledger/excluded"),
+            ("unexposed", "/ledger/unexposed"),
+            ("offered", "/ledger/offered"),
+            ("delivered", "/ledger/delivered"),
+            ("dropped_count", "/ledger/dropped_total"),
+            ("dropped_queue_full", "/ledger/dropped/queue_full"),
+            ("errored", "/ledger/errored"),
+            ("in_flight", "/ledger/in_flight"),
+            ("queue_length", "/queue/units"),
+            ("compared", "/compared"),
+            ("divergences", "/divergences_total"),
+            ("mirror_p99_ns", "/latency/mirror/p99_ns"),
+            ("verdict", "/verdict"),
+        ],
+    ),
+    (
+        "Divergences",
+        "items",
+        &[
+            ("at_unix_ms", "/at_unix_ms"),
+            ("kind", "/kind"),
+            ("command", "/command"),
+            ("key", "/key"),
+            ("primary_value", "/primary"),
+            ("mirror_value", "/mirror"),
+            ("client", "/client"),
+        ],
+    ),
+    (
+        "Queries",
+        "queries",
+        &[
+            ("query", "/query"),
+            ("calls", "/calls"),
+            ("mirror_p99_ns", "/mirror/p99_ns"),
+            ("ratio", "/ratio"),
+        ],
+    ),
+    (
+        "Metrics",
+        "metrics",
+        &[
+            ("name", "/name"),
+            ("labels", "/labels"),
+            ("value", "/value"),
+        ],
+    ),
+    (
+        "Clients",
+        "clients",
+        &[
+            ("id", "/id"),
+            ("user", "/user"),
+            ("peer", "/peer"),
+            ("state", "/state"),
+        ],
+    ),
+    (
+        "Servers",
+        "servers",
+        &[
+            ("database", "/database"),
+            ("role", "/role"),
+            ("endpoint", "/endpoint"),
+            ("connections", "/connections"),
+            ("idle", "/idle"),
+            ("reconnects", "/reconnects"),
+        ],
+    ),
+];
+
+#[test]
+fn each_surface_shows_the_same_values() {
+    let port = Port::start(filled_registry(1, 2), None);
+    for surface in SURFACES.iter().filter(|surface| surface.http.0 == "GET") {
+        let name = surface.operation;
+        let http = settled(port.get(surface.http.1).json());
+        let shown: Value = serde_json::from_str(&ctl(&port, surface.ctl, true)).unwrap();
+        assert_eq!(settled(shown), http, "{name} over ctl");
+        let Some((_, list, columns)) = SEEN.iter().find(|(operation, ..)| *operation == name)
+        else {
+            continue;
         };
-        ctl::run(args.command, &port.url(), None, false, &mut Vec::new()).unwrap();
-        assert_eq!(
-            port.recorder.take(),
-            expected,
-            "{} over ctl",
-            surface.operation
+        let items = http[list].as_array().unwrap();
+        let rows = sql(&port, surface.sql);
+        assert_eq!(rows.len(), items.len(), "{name} over SQL");
+        assert!(
+            !items.is_empty() || name == "Queries",
+            "{name} has nothing to compare"
         );
-
-        match admin_sql::execute(&port.state, &who, surface.sql) {
-            Answer::Error(error) => panic!("{}: {error:?}", surface.sql),
-            Answer::Rows(rows) => {
-                let columns = admin_sql::describe(surface.sql).unwrap().unwrap();
-                assert!(rows.iter().all(|row| row.len() == columns.len()));
+        for (row, item) in rows.iter().zip(items) {
+            for (column, pointer) in *columns {
+                let value = item.pointer(pointer);
+                assert_eq!(row.get(column), value, "{name}: {column} is {pointer}");
+                assert!(value.is_some(), "{name} has no {pointer}");
             }
-            Answer::Done { .. } => {}
         }
-        assert_eq!(
-            port.recorder.take(),
-            expected,
-            "{} over SQL",
-            surface.operation
-        );
+    }
+    // The metrics in both forms.
+    let scrape = port.get("/metrics").body;
+    for metric in sql(&port, "SHOW METRICS parhelion_mirror_delivered") {
+        let [name, labels] = ["name", "labels"].map(|key| metric[key].as_str().unwrap());
+        let line = format!("{name}{{{labels}}} {}\n", metric["value"]);
+        assert!(scrape.contains(&line), "{line}");
+    }
+}
+
+/// The views that have no list of their own: keys and values, sides, verdicts, steps.
+#[test]
+fn what_is_no_list_shows_the_same_values_too() {
+    let port = Port::start(filled_registry(1, 2), None);
+    for (statement, path, key, pointer) in [
+        (
+            "SHOW STATUS",
+            "/api/status",
+            "totals.requests",
+            "/totals/requests",
+        ),
+        (
+            "SHOW STATUS",
+            "/api/status",
+            "totals.ledger.delivered",
+            "/totals/ledger/delivered",
+        ),
+        ("SHOW STATUS", "/api/status", "version", "/version"),
+        (
+            "SHOW CONFIG",
+            "/api/config",
+            "databases[prod].password",
+            "/databases/0/password",
+        ),
+    ] {
+        let rows = sql(&port, statement);
+        let row = rows.iter().find(|row| row["key"] == key).unwrap();
+        let http = port.get(path).json();
+        let value = http.pointer(pointer).unwrap();
+        let text = value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned);
+        assert_eq!(row["value"], text, "{statement} {key}");
+    }
+    let http = port.get("/api/latency").json();
+    let rows = sql(&port, "SHOW LATENCY");
+    assert_eq!(rows.len(), 2 * 3);
+    let table = ctl(&port, "latency", false);
+    assert_eq!(table.lines().count(), 1 + rows.len(), "{table}");
+    for (at, row) in rows.iter().enumerate() {
+        let mirror = &http["mirrors"][at / 3];
+        let of = &mirror[["primary", "mirror", "queue_delay"][at % 3]];
+        assert_eq!(row["mirror"], mirror["name"]);
+        for field in [
+            "count", "mean_ns", "p50_ns", "p90_ns", "p99_ns", "p999_ns", "max_ns",
+        ] {
+            assert_eq!(row[field], of[field], "{field} of {row}");
+            assert!(row[field].as_u64().unwrap() > 0, "{field} of {row}");
+        }
+    }
+    let cells = sql(&port, "SHOW DISTRIBUTION FOR next");
+    let listed = http["mirrors"][0]["mirror"]["cells"].as_array().unwrap();
+    let cells: Vec<Value> = cells
+        .iter()
+        .filter(|cell| cell["side"] == "mirror")
+        .map(|cell| serde_json::json!([cell["up_to_ns"], cell["count"]]))
+        .collect();
+    assert_eq!(&cells, listed);
+
+    let report = port.get("/api/report").json();
+    let lines = sql(&port, "SHOW REPORT");
+    let text = ctl(&port, "report", false);
+    let mut expected = Vec::new();
+    for mirror in report["mirrors"].as_array().unwrap() {
+        let mut put = |what: &str, line: &Value| {
+            expected
+                .push(serde_json::json!({"mirror": mirror["name"], "what": what, "line": line}));
+            assert!(text.contains(line.as_str().unwrap()), "{text}");
+        };
+        put("verdict", &mirror["verdict"]);
+        put("reason", &mirror["reasons"][0]);
+        put("rests on", &mirror["rests_on"][0]);
+    }
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn the_course_of_time_is_in_the_report_and_in_sql() {
+    let port = Port::start(filled_registry(1, 1), None);
+    let mut rng = fastrand::Rng::with_seed(7);
+    for second in 0..4 {
+        let registry = &port.state.registry;
+        port.state.timeline.note(second, || registry.mirrors());
+        step(registry, 0, 0, &mut rng, 40);
+    }
+    let report = port.get("/api/report").json();
+    let steps = report["mirrors"][0]["timeline"].as_array().unwrap();
+    let rows = sql(&port, "SHOW TIMELINE");
+    assert_eq!((steps.len(), rows.len()), (3, 3));
+    for (row, step) in rows.iter().zip(steps) {
+        assert_eq!(row["mirror"], "next");
+        for (name, value) in step.as_object().unwrap() {
+            assert_eq!(&row[name], value, "{name}");
+        }
+        assert_eq!(row["offered"], 20);
+    }
+}
+
+#[test]
+fn a_change_is_seen_on_every_surface_whoever_made_it() {
+    let port = Port::start(filled_registry(1, 1), None);
+    port.post("/api/mirrors/next/exposure", r#"{"exposure": 0.25}"#);
+    ctl(&port, "pause next", false);
+    sql(&port, "RESUME next");
+    port.recorder
+        .refuse_reload
+        .store(true, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(port.post("/api/reload", "{}").status, 500);
+    let http = port.get("/api/changes").json();
+    let told: Vec<String> = http["changes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|change| {
+            let word = |key: &str| change[key].as_str().unwrap();
+            let [via, operation] = [word("via"), word("operation")];
+            format!("{via} {operation} {} {}", word("subject"), word("outcome"))
+        })
+        .collect();
+    let expected = [
+        "http reload  refused",
+        "admin resume next done",
+        "ctl pause next done",
+        "http set_exposure next done",
+    ];
+    assert_eq!(told, expected);
+    assert!(
+        http["changes"][0]["answer"]
+            .as_str()
+            .unwrap()
+            .contains("unknown key")
+    );
+    assert!(
+        http["changes"][3]["who"]
+            .as_str()
+            .unwrap()
+            .starts_with("127.0.0.1:")
+    );
+    assert_eq!(Value::Array(sql(&port, "SHOW CHANGES")), http["changes"]);
+    let by_ctl: Value = serde_json::from_str(&ctl(&port, "changes", true)).unwrap();
+    assert_eq!(by_ctl, http);
+    let table = ctl(&port, "changes", false);
+    assert!(
+        table.contains("set_exposure") && table.contains("refused"),
+        "{table}"
+    );
+    // Who reads a verdict must know what was changed under it.
+    assert_eq!(port.get("/api/report").json()["changes"], http["changes"]);
+    assert!(port.get("/report").body.contains("set exposure"));
+}
+
+/// Nothing on the control port is out of reach of the table above but the pages and the probes.
+#[test]
+fn every_path_of_the_control_port_is_an_operation_or_a_page() {
+    let source = include_str!("../src/control/http.rs");
+    let paths: Vec<&str> = source
+        .split(".route(")
+        .skip(1)
+        .map(|rest| rest.split('"').nth(1).unwrap())
+        .collect();
+    assert!(paths.len() > 25, "{paths:?}");
+    for path in paths {
+        let is_page = ["/", "/metrics", "/healthz", "/readyz", "/report"].contains(&path);
+        let end = path.rsplit('/').next().unwrap();
+        let is_operation = SURFACES.iter().any(|surface| {
+            let asked = surface.http.1.split('?').next().unwrap();
+            asked == path || path.contains('{') && asked.ends_with(end)
+        });
+        assert!(is_page || is_operation, "{path}");
     }
 }
 

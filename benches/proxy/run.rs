@@ -228,6 +228,9 @@ impl One<'_> {
         let running = self
             .contender
             .start(self.scenario.protocol, self.servers, self.place)?;
+        // Asked before the first byte and after the last: Postgres counts what a session did when the session ends.
+        let compared = matches!(self.contender.mirror, Mirror::On | Mirror::DualWrite);
+        let before = if compared { Some(self.work()?) } else { None };
         self.probe(running.port)?;
         if matches!(self.scenario.load, Load::Idle) {
             let Some(pid) = running.pid() else {
@@ -242,8 +245,6 @@ impl One<'_> {
             return Ok(line);
         }
         *expected = self.warm_up(running.port, *expected)?;
-        let compared = matches!(self.contender.mirror, Mirror::On | Mirror::DualWrite);
-        let before = if compared { Some(self.work()?) } else { None };
         let cpu_before = running.pid().map(Cpu::of).transpose()?;
         let seen =
             self.scenario

@@ -8,7 +8,9 @@ use std::fmt;
 use serde_json::Value;
 
 use super::divergences::DivergenceFilter;
+use super::latency::LatencyFilter;
 use super::queries::QueryFilter;
+use super::samples::MetricFilter;
 
 /// The name that stands for every mirror.
 pub const EVERY: &str = "*";
@@ -28,6 +30,14 @@ pub enum Operation {
     Divergences(DivergenceFilter),
     /// Latency by query fingerprint and command.
     Queries(QueryFilter),
+    /// Distributions of latency, primary and mirror side by side.
+    Latency(LatencyFilter),
+    /// What ran, for how long, and the verdict on every mirror.
+    Report,
+    /// Every metric.
+    Metrics(MetricFilter),
+    /// What operators changed.
+    Changes,
     /// The open client connections.
     Clients,
     /// The connections to primaries and mirrors.
@@ -86,6 +96,10 @@ impl Operation {
             Operation::Mirrors => "mirrors",
             Operation::Divergences(_) => "divergences",
             Operation::Queries(_) => "queries",
+            Operation::Latency(_) => "latency",
+            Operation::Report => "report",
+            Operation::Metrics(_) => "metrics",
+            Operation::Changes => "changes",
             Operation::Clients => "clients",
             Operation::Servers => "servers",
             Operation::SetExposure { .. } => "set_exposure",
@@ -123,6 +137,10 @@ impl Operation {
                 | Operation::Mirrors
                 | Operation::Divergences(_)
                 | Operation::Queries(_)
+                | Operation::Latency(_)
+                | Operation::Report
+                | Operation::Metrics(_)
+                | Operation::Changes
                 | Operation::Clients
                 | Operation::Servers
         )

@@ -114,7 +114,7 @@ struct Inner {
 
 /// Which divergences to show. Empty fields match everything.
 #[derive(Clone, Debug, Default, serde::Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct DivergenceFilter {
     /// The kind's label.
     pub kind: Option<String>,
@@ -141,7 +141,7 @@ impl DivergenceStore {
             &mut record.mirror,
             &mut record.client,
         ] {
-            truncate(field);
+            truncate(field, DIVERGENCE_FIELD_BYTES_MAX);
         }
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.sequence += 1;
@@ -188,9 +188,10 @@ impl DivergenceFilter {
     }
 }
 
-fn truncate(text: &mut String) {
-    if text.len() > DIVERGENCE_FIELD_BYTES_MAX {
-        let mut end = DIVERGENCE_FIELD_BYTES_MAX;
+/// Cuts a text that is longer than so many bytes.
+pub(super) fn truncate(text: &mut String, bytes_max: usize) {
+    if text.len() > bytes_max {
+        let mut end = bytes_max;
         while !text.is_char_boundary(end) {
             end -= 1;
         }

@@ -85,7 +85,9 @@ fn refuse_forged(method: &Method, headers: &HeaderMap) -> Option<Response> {
     }
     let content_type = text(headers, header::CONTENT_TYPE).unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default().trim();
-    if !essence.eq_ignore_ascii_case("application/json") {
+    // Of two that differ the next reader could believe the other one.
+    let is_single = headers.get_all(header::CONTENT_TYPE).iter().count() == 1;
+    if !is_single || !essence.eq_ignore_ascii_case("application/json") {
         return Some(error(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "not_json",

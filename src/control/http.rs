@@ -13,21 +13,20 @@ use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequestParts, Path, Query
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router, middleware};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::de::DeserializeOwned;
+use serde_json::json;
 
 use super::commands::{CommandError, Operation, Who};
 use super::ctl::CTL_AGENT;
-use super::divergences::DivergenceFilter;
 use super::guard::guard;
 use super::listener::{BoundedListener, Peer};
-use super::queries::QueryFilter;
 use super::state::ControlState;
-use super::{report, view};
-use crate::limits::{CONTROL_BODY_BYTES_MAX, DIVERGENCES_PER_ANSWER_MAX};
-use crate::metrics::{COMPAT_TABLE, TABLE, TextFormat, encode_tables};
+use super::{report, samples};
+use crate::limits::CONTROL_BODY_BYTES_MAX;
+use crate::metrics::TextFormat;
 
 /// What requests under way get once the port is asked to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -38,6 +37,7 @@ const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style
      connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 type Shared = State<Arc<ControlState>>;
+type Route = MethodRouter<Arc<ControlState>>;
 
 /// Serves the control port until `shutdown` resolves.
 ///
@@ -73,30 +73,96 @@ fn router(state: Arc<ControlState>) -> Router {
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/report", get(report_page))
-        .route("/api/report", get(report_json))
-        .route("/api/status", get(status))
-        .route("/api/mirrors", get(mirrors))
-        .route("/api/databases", get(databases))
-        .route("/api/clients", get(clients))
-        .route("/api/servers", get(servers))
-        .route("/api/divergences", get(divergences))
-        .route("/api/queries", get(queries))
-        .route("/api/latency", get(latency))
-        .route("/api/config", get(config))
-        .route("/api/mirrors/{name}/exposure", post(set_exposure))
-        .route("/api/mirrors/{name}/queue", post(set_queue))
-        .route("/api/mirrors/{name}/pause", post(pause))
-        .route("/api/mirrors/{name}/resume", post(resume))
-        .route("/api/mirrors/{name}/reconnect", post(reconnect))
-        .route("/api/dual_write/{name}/mode", post(set_mode))
-        .route("/api/reload", post(reload))
-        .route("/api/drain", post(drain))
-        .route("/api/shutdown", post(shutdown))
+        .route("/api/report", show(|| Operation::Report))
+        .route("/api/status", show(|| Operation::Status))
+        .route("/api/mirrors", show(|| Operation::Mirrors))
+        .route("/api/databases", show(|| Operation::Databases))
+        .route("/api/clients", show(|| Operation::Clients))
+        .route("/api/servers", show(|| Operation::Servers))
+        .route("/api/divergences", filtered(Operation::Divergences))
+        .route("/api/queries", filtered(Operation::Queries))
+        .route("/api/latency", filtered(Operation::Latency))
+        .route("/api/metrics", filtered(Operation::Metrics))
+        .route("/api/changes", show(|| Operation::Changes))
+        .route("/api/config", show(|| Operation::Config))
+        .route(
+            "/api/mirrors/{name}/exposure",
+            set(|mirror, Exposure { exposure }| Operation::SetExposure { mirror, exposure }),
+        )
+        .route(
+            "/api/mirrors/{name}/queue",
+            set(|mirror, Queue { units }| Operation::SetQueue { mirror, units }),
+        )
+        .route(
+            "/api/mirrors/{name}/pause",
+            tell_one(|mirror| Operation::Pause { mirror }),
+        )
+        .route(
+            "/api/mirrors/{name}/resume",
+            tell_one(|mirror| Operation::Resume { mirror }),
+        )
+        .route(
+            "/api/mirrors/{name}/reconnect",
+            tell_one(|mirror| Operation::Reconnect { mirror }),
+        )
+        .route(
+            "/api/dual_write/{name}/mode",
+            set(|name, Mode { mode }| Operation::SetMode { name, mode }),
+        )
+        .route("/api/reload", tell(|| Operation::Reload))
+        .route("/api/drain", tell(|| Operation::Drain))
+        .route("/api/shutdown", tell(|| Operation::Shutdown))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&state), guard))
         .layer(DefaultBodyLimit::max(CONTROL_BODY_BYTES_MAX))
         .with_state(state)
+}
+
+/// Shows a view.
+fn show(operation: fn() -> Operation) -> Route {
+    get(move |State(state): Shared, who: Asker| perform(state, who, operation()))
+}
+
+/// Shows what a filter in the query picks of a view.
+fn filtered<F: DeserializeOwned + Send + 'static>(operation: fn(F) -> Operation) -> Route {
+    type Filter<F> = Result<Query<F>, QueryRejection>;
+    get(
+        move |State(state): Shared, who: Asker, filter: Filter<F>| async move {
+            match filter {
+                Ok(Query(filter)) => perform(state, who, operation(filter)).await,
+                Err(refused) => command_error(&CommandError::Invalid(refused.body_text())),
+            }
+        },
+    )
+}
+
+/// Does something to the whole process.
+fn tell(operation: fn() -> Operation) -> Route {
+    post(move |State(state): Shared, who: Asker| perform(state, who, operation()))
+}
+
+/// Does something to what the path names.
+fn tell_one(operation: fn(String) -> Operation) -> Route {
+    post(
+        move |State(state): Shared, who: Asker, Path(name): Path<String>| {
+            perform(state, who, operation(name))
+        },
+    )
+}
+
+/// Sets something of what the path names to what the body says.
+fn set<B: DeserializeOwned + Send + 'static>(operation: fn(String, B) -> Operation) -> Route {
+    post(
+        move |State(state): Shared, who: Asker, Path(name): Path<String>, body: Bytes| async move {
+            match serde_json::from_slice(&body) {
+                Ok(body) => perform(state, who, operation(name, body)).await,
+                Err(error) => command_error(&CommandError::Invalid(format!(
+                    "the body is not what this path takes: {error}"
+                ))),
+            }
+        },
+    )
 }
 
 /// An error as the API words it.
@@ -110,11 +176,11 @@ async fn dashboard() -> Response {
 }
 
 async fn report_page(State(state): Shared) -> Response {
-    page(report::report(&state).html)
-}
-
-async fn report_json(State(state): Shared) -> Json<Value> {
-    Json(report::report(&state).json)
+    // Off the event loop, as every operation: a page of 50 mirrors takes its time.
+    match tokio::task::spawn_blocking(move || report::report(&state)).await {
+        Ok(report) => page(report.html),
+        Err(panic) => command_error(&CommandError::Failed(panic.to_string())),
+    }
 }
 
 fn page(html: String) -> Response {
@@ -132,13 +198,7 @@ async fn metrics(State(state): Shared, headers: HeaderMap) -> Response {
     let accept = headers.get(header::ACCEPT);
     let accept = accept.and_then(|a| a.to_str().ok()).unwrap_or_default();
     let format = TextFormat::negotiate(accept);
-    let both = [TABLE, COMPAT_TABLE];
-    let tables = if state.compat_metrics() {
-        &both[..]
-    } else {
-        &both[..1]
-    };
-    let text = encode_tables(&state.scrape(), format, tables);
+    let text = samples::metrics_text(&state, format);
     ([(header::CONTENT_TYPE, format.content_type())], text).into_response()
 }
 
@@ -152,144 +212,22 @@ async fn readyz(State(state): Shared) -> (StatusCode, &'static str) {
     }
 }
 
-async fn status(State(state): Shared, who: Asker) -> Response {
-    perform(state, who, Operation::Status).await
-}
-
-async fn mirrors(State(state): Shared, who: Asker) -> Response {
-    perform(state, who, Operation::Mirrors).await
-}
-
-async fn databases(State(state): Shared, who: Asker) -> Response {
-    perform(state, who, Operation::Databases).await
-}
-
-async fn clients(State(state): Shared, who: Asker) -> Response {
-    perform(state, who, Operation::Clients).await
-}
-
-async fn servers(State(state): Shared, who: Asker) -> Response {
-    perform(state, who, Operation::Servers).await
-}
-
-async fn divergences(
-    State(state): Shared,
-    who: Asker,
-    Query(mut filter): Query<DivergenceFilter>,
-) -> Response {
-    filter.limit = filter.limit.min(DIVERGENCES_PER_ANSWER_MAX);
-    perform(state, who, Operation::Divergences(filter)).await
-}
-
-async fn queries(
-    State(state): Shared,
-    who: Asker,
-    filter: Result<Query<QueryFilter>, QueryRejection>,
-) -> Response {
-    match filter {
-        Ok(Query(filter)) => perform(state, who, Operation::Queries(filter)).await,
-        Err(refused) => command_error(&CommandError::Invalid(refused.body_text())),
-    }
-}
-
-async fn config(State(state): Shared, who: Asker) -> Response {
-    perform(state, who, Operation::Config).await
-}
-
-#[derive(Deserialize)]
-struct LatencyQuery {
-    mirror: String,
-}
-
-async fn latency(State(state): Shared, Query(query): Query<LatencyQuery>) -> Response {
-    match view::latency(&state, &query.mirror) {
-        Some(value) => Json(value).into_response(),
-        None => command_error(&CommandError::Unknown {
-            what: "mirror",
-            name: query.mirror,
-            known: Vec::new(),
-        }),
-    }
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ExposureBody {
+struct Exposure {
     exposure: f64,
 }
 
-async fn set_exposure(
-    State(state): Shared,
-    who: Asker,
-    Path(mirror): Path<String>,
-    body: Bytes,
-) -> Response {
-    match parse::<ExposureBody>(&body) {
-        Ok(ExposureBody { exposure }) => {
-            perform(state, who, Operation::SetExposure { mirror, exposure }).await
-        }
-        Err(response) => *response,
-    }
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct QueueBody {
+struct Queue {
     units: u64,
 }
 
-async fn set_queue(
-    State(state): Shared,
-    who: Asker,
-    Path(mirror): Path<String>,
-    body: Bytes,
-) -> Response {
-    match parse::<QueueBody>(&body) {
-        Ok(QueueBody { units }) => perform(state, who, Operation::SetQueue { mirror, units }).await,
-        Err(response) => *response,
-    }
-}
-
-async fn pause(State(state): Shared, who: Asker, Path(mirror): Path<String>) -> Response {
-    perform(state, who, Operation::Pause { mirror }).await
-}
-
-async fn resume(State(state): Shared, who: Asker, Path(mirror): Path<String>) -> Response {
-    perform(state, who, Operation::Resume { mirror }).await
-}
-
-async fn reconnect(State(state): Shared, who: Asker, Path(mirror): Path<String>) -> Response {
-    perform(state, who, Operation::Reconnect { mirror }).await
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ModeBody {
+struct Mode {
     mode: String,
-}
-
-async fn set_mode(
-    State(state): Shared,
-    who: Asker,
-    Path(name): Path<String>,
-    body: Bytes,
-) -> Response {
-    match parse::<ModeBody>(&body) {
-        Ok(ModeBody { mode }) => perform(state, who, Operation::SetMode { name, mode }).await,
-        Err(response) => *response,
-    }
-}
-
-async fn reload(State(state): Shared, who: Asker) -> Response {
-    perform(state, who, Operation::Reload).await
-}
-
-async fn drain(State(state): Shared, who: Asker) -> Response {
-    perform(state, who, Operation::Drain).await
-}
-
-async fn shutdown(State(state): Shared, who: Asker) -> Response {
-    perform(state, who, Operation::Shutdown).await
 }
 
 async fn not_found() -> Response {
@@ -302,14 +240,6 @@ async fn wrong_method() -> Response {
         "wrong_method",
         "this path takes another method",
     )
-}
-
-/// The `Box` keeps the common case small.
-fn parse<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Box<Response>> {
-    serde_json::from_slice(body).map_err(|e| {
-        let message = format!("the body is not what this path takes: {e}");
-        Box::new(command_error(&CommandError::Invalid(message)))
-    })
 }
 
 /// Who sends a request, for the log: `ctl` says so itself.

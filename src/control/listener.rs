@@ -78,20 +78,31 @@ pub(super) struct BoundedStream {
     _permit: OwnedSemaphorePermit,
 }
 
+impl BoundedStream {
+    /// What came of a read or write, or the end of patience.
+    fn unless_silent<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            let patience = Instant::now() + CONTROL_SILENCE_MAX;
+            self.silence.as_mut().reset(patience);
+            return polled;
+        }
+        ready!(self.silence.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
 impl AsyncRead for BoundedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Poll::Ready(result) = Pin::new(&mut self.stream).poll_read(cx, buf) {
-            self.silence
-                .as_mut()
-                .reset(Instant::now() + CONTROL_SILENCE_MAX);
-            return Poll::Ready(result);
-        }
-        ready!(self.silence.as_mut().poll(cx));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.unless_silent(cx, polled)
     }
 }
 
@@ -101,15 +112,9 @@ impl AsyncWrite for BoundedStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(result) = Pin::new(&mut self.stream).poll_write(cx, buf) {
-            self.silence
-                .as_mut()
-                .reset(Instant::now() + CONTROL_SILENCE_MAX);
-            return Poll::Ready(result);
-        }
         // A reader that stops reading is silent too.
-        ready!(self.silence.as_mut().poll(cx));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.unless_silent(cx, polled)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

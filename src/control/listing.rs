@@ -201,6 +201,68 @@ pub const QUERIES: &[Column] = &[
     text("query", "/query"),
 ];
 
+/// Latency: a row for each side of each mirror.
+pub const LATENCY: &[Column] = &[
+    text("mirror", "/mirror"),
+    text("source_db", "/source"),
+    text("destination_db", "/destination"),
+    text("side", "/side"),
+    int("count", "/of/count"),
+    int("mean_ns", "/of/mean_ns"),
+    int("p50_ns", "/of/p50_ns"),
+    int("p90_ns", "/of/p90_ns"),
+    int("p99_ns", "/of/p99_ns"),
+    int("p999_ns", "/of/p999_ns"),
+    int("max_ns", "/of/max_ns"),
+];
+
+/// The same in full: a row for each cell of a distribution.
+pub const DISTRIBUTION: &[Column] = &[
+    text("mirror", "/mirror"),
+    text("source_db", "/source"),
+    text("destination_db", "/destination"),
+    text("side", "/side"),
+    int("up_to_ns", "/up_to_ns"),
+    int("count", "/count"),
+];
+
+/// The verdicts with what they rest on.
+pub const REPORT: &[Column] = &[
+    text("mirror", "/mirror"),
+    text("what", "/what"),
+    text("line", "/line"),
+];
+
+/// The mirrors over time, in seconds since the start.
+pub const TIMELINE: &[Column] = &[
+    text("mirror", "/mirror"),
+    int("from_seconds", "/from_seconds"),
+    int("to_seconds", "/to_seconds"),
+    int("offered", "/offered"),
+    int("delivered", "/delivered"),
+    int("dropped", "/dropped"),
+    int("errored", "/errored"),
+    int("divergences", "/divergences"),
+];
+
+/// Every metric.
+pub const METRICS: &[Column] = &[
+    text("name", "/name"),
+    text("labels", "/labels"),
+    float("value", "/value"),
+];
+
+/// What operators changed.
+pub const CHANGES: &[Column] = &[
+    int("at_unix_ms", "/at_unix_ms"),
+    text("via", "/via"),
+    text("who", "/who"),
+    text("operation", "/operation"),
+    text("subject", "/subject"),
+    text("outcome", "/outcome"),
+    text("answer", "/answer"),
+];
+
 /// The rows of `items` in these columns; null where an item lacks a value.
 pub fn rows(columns: &[Column], items: &[Value]) -> Vec<Vec<Value>> {
     let cell = |item: &Value, column: &Column| {
@@ -209,6 +271,16 @@ pub fn rows(columns: &[Column], items: &[Value]) -> Vec<Vec<Value>> {
     items
         .iter()
         .map(|item| columns.iter().map(|column| cell(item, column)).collect())
+        .collect()
+}
+
+/// The entries of an answer that is one list, whatever its name.
+pub fn items(answer: &Value) -> Vec<Value> {
+    let lists = answer.as_object().into_iter().flatten();
+    lists
+        .filter_map(|(_, value)| value.as_array())
+        .flatten()
+        .cloned()
         .collect()
 }
 

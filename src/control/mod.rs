@@ -4,17 +4,20 @@
 //! runtime through [`Commands`]; it owns no traffic and decides nothing about it.
 
 pub mod admin_sql;
+pub mod changes;
 pub mod commands;
 pub mod ctl;
 pub mod divergences;
 mod guard;
 pub mod http;
+pub mod latency;
 mod listener;
 pub mod listing;
 pub mod log_limit;
 pub mod queries;
 mod reply_text;
 pub mod report;
+pub mod samples;
 pub mod sentry;
 pub mod state;
 mod table;

@@ -73,18 +73,7 @@ pub fn queries(state: &ControlState, filter: &QueryFilter) -> Result<Value, Comm
     let mirrors = state.registry.mirrors();
     let only = match &filter.mirror {
         None => None,
-        Some(name) => {
-            Some(
-                state
-                    .registry
-                    .resolve_mirror(name)
-                    .ok_or_else(|| CommandError::Unknown {
-                        what: "mirror",
-                        name: name.clone(),
-                        known: mirrors.iter().map(|mirror| mirror.name.clone()).collect(),
-                    })?,
-            )
-        }
+        Some(name) => Some(state.resolve_mirror(name)?),
     };
     let wanted = |source: &str, destination: &str| {
         let only = only.as_ref();

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
+use super::changes::Changes;
 use super::commands::{CommandError, Commands, EVERY, Operation, Who};
 use super::divergences::DivergenceStore;
 use super::timeline::Timeline;
-use super::{queries, view};
+use super::{latency, queries, report, samples, view};
 use crate::metrics::{MirrorTotal, Registry, Scrape};
 
 /// What stands in for a secret wherever the config is shown.
@@ -43,6 +44,8 @@ pub struct ControlState {
     pub commands: Arc<dyn Commands>,
     /// How the mirrors fared over time.
     pub timeline: Timeline,
+    /// What operators changed.
+    pub changes: Changes,
     /// The version of the build.
     pub version: &'static str,
     judge: Box<Judge>,
@@ -79,6 +82,7 @@ impl ControlState {
             divergences,
             commands,
             timeline: Timeline::default(),
+            changes: Changes::default(),
             version: env!("CARGO_PKG_VERSION"),
             judge,
             token,
@@ -105,6 +109,9 @@ impl ControlState {
     pub fn perform(&self, who: &Who, operation: &Operation) -> Result<Value, CommandError> {
         let result = self.carry_out(operation);
         if operation.changes() {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH);
+            let at_unix_ms = now.map_or(0, |d| d.as_millis() as u64);
+            self.changes.note(at_unix_ms, who, operation, &result);
             let (what, subject) = (operation.name(), operation.subject());
             match &result {
                 Ok(answer) => tracing::info!(by = %who, what, subject, %answer, "operator command"),
@@ -125,6 +132,10 @@ impl ControlState {
             Operation::Mirrors => Ok(view::mirrors(self)),
             Operation::Divergences(filter) => Ok(view::divergences(self, filter)),
             Operation::Queries(filter) => queries::queries(self, filter),
+            Operation::Latency(filter) => latency::latency(self, filter),
+            Operation::Report => Ok(report::report_json(self)),
+            Operation::Metrics(filter) => Ok(samples::metrics(self, filter)),
+            Operation::Changes => Ok(self.changes.shown()),
             Operation::Clients => commands.clients(),
             Operation::Servers => commands.servers(),
             Operation::SetExposure { mirror, exposure } => {
@@ -178,6 +189,24 @@ impl ControlState {
         let answers: Result<Vec<Value>, CommandError> =
             names.iter().map(|name| run(name)).collect();
         Ok(serde_json::json!({ "mirrors": answers? }))
+    }
+
+    /// The ends of the mirror of this name.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(super) fn resolve_mirror(&self, name: &str) -> Result<(String, String), CommandError> {
+        let ends = self.registry.resolve_mirror(name);
+        ends.ok_or_else(|| CommandError::Unknown {
+            what: "mirror",
+            name: name.to_owned(),
+            known: self
+                .registry
+                .mirrors()
+                .into_iter()
+                .map(|m| m.name)
+                .collect(),
+        })
     }
 
     /// Says that every core accepts.

@@ -1,6 +1,7 @@
 //! Plain tables for people at a terminal, and the words for numbers that the report uses too.
 
 use std::io::{self, Write};
+use std::time::{Duration, UNIX_EPOCH};
 
 /// Rows of text; the first column is left-aligned, numbers to the right.
 #[derive(Debug, Default)]
@@ -123,6 +124,13 @@ pub(super) fn share(part: u64, whole: u64) -> String {
         _ if part < whole && percent > 99.99 => "> 99.99 %".to_owned(),
         _ => format!("{percent:.2} %"),
     }
+}
+
+/// UTC, to the second.
+pub(super) fn date(unix: f64) -> String {
+    let at = UNIX_EPOCH + Duration::from_secs(unix.max(0.0) as u64);
+    let text = humantime::format_rfc3339_seconds(at).to_string();
+    text.replace('T', " ").replace('Z', " UTC")
 }
 
 /// Seconds as days, hours, minutes and seconds; the two largest.

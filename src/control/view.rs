@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::divergences::DivergenceFilter;
 use super::state::ControlState;
 use crate::config::RedisMode;
+use crate::limits::DIVERGENCES_PER_ANSWER_MAX;
 use crate::metrics::{
     CommandTotal, CoreTotal, DivergenceKind, Latency, MirrorTotal, ProcessSample, Protocol, Scrape,
     SourceTotal,
@@ -46,25 +47,11 @@ pub fn mirrors(state: &ControlState) -> Value {
     json!({"mirrors": list})
 }
 
-/// `/api/latency?mirror=NAME`: the distributions of one mirror as `[nanoseconds, count]` pairs, from which a
-/// reader that polls makes the distribution of the time between. `None` if there is no such mirror.
-pub fn latency(state: &ControlState, name: &str) -> Option<Value> {
-    let (source, destination) = state.registry.resolve_mirror(name)?;
-    let totals = state.registry.mirrors();
-    let total = totals
-        .iter()
-        .find(|t| t.source == source && t.destination == destination)?;
-    Some(json!({
-        "name": total.name,
-        "primary": cells(&total.primary_latency),
-        "mirror": cells(&total.latency),
-        "queue_delay": cells(&total.queue_delay),
-    }))
-}
-
 /// `/api/divergences`: examples, newest first.
 pub fn divergences(state: &ControlState, filter: &DivergenceFilter) -> Value {
-    let (total, items) = state.divergences.query(filter);
+    let mut filter = filter.clone();
+    filter.limit = filter.limit.min(DIVERGENCES_PER_ANSWER_MAX);
+    let (total, items) = state.divergences.query(&filter);
     json!({"total": total, "offset": filter.offset, "items": items})
 }
 
@@ -261,13 +248,6 @@ pub(super) fn quantiles(latency: &Latency) -> Value {
         "p999_ns": latency.quantile_ns(0.999),
         "max_ns": latency.histogram.max(),
     })
-}
-
-fn cells(latency: &Latency) -> Vec<[u64; 2]> {
-    let recorded = latency.histogram.iter_recorded();
-    recorded
-        .map(|cell| [cell.value_iterated_to(), cell.count_at_value()])
-        .collect()
 }
 
 fn commands(totals: &BTreeMap<&'static str, CommandTotal>) -> Value {

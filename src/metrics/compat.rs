@@ -9,88 +9,74 @@ use super::{CommandTotal, DivergenceKind, MirrorTotal, Protocol, SourceTotal};
 
 /// The metrics with the prefix `proxy_`.
 pub const COMPAT_TABLE: &[Metric] = &[
-    Metric {
-        name: "proxy_command",
-        kind: Kind::Counter,
-        unit: "",
-        labels: &["command", "backend", "status"],
-        help: "Commands by backend and outcome.",
-        collect: |s, out| {
+    Metric::counter(
+        "proxy_command",
+        &["command", "backend", "status"],
+        "Commands by backend and outcome.",
+        |s, out| {
             for ((backend, command), total) in commands(s) {
                 out.int(&[command, backend, "ok"], total.ok);
                 out.int(&[command, backend, "error"], total.errors);
             }
         },
-    },
-    Metric {
-        name: "proxy_command_duration_seconds",
-        kind: Kind::Histogram,
-        unit: "seconds",
-        labels: &["command", "backend"],
-        help: "Duration of commands by backend.",
-        collect: |s, out| {
+    ),
+    Metric::histogram(
+        "proxy_command_duration_seconds",
+        &["command", "backend"],
+        "Duration of commands by backend.",
+        |s, out| {
             for ((backend, command), total) in commands(s) {
                 out.command(&[command, backend], &total);
             }
         },
-    },
-    Metric {
-        name: "proxy_divergences",
-        kind: Kind::Counter,
-        unit: "",
-        labels: &["command", "kind"],
-        help: "Divergences by command and kind.",
-        collect: |s, out| {
+    )
+    .in_units("seconds"),
+    Metric::counter(
+        "proxy_divergences",
+        &["command", "kind"],
+        "Divergences by command and kind.",
+        |s, out| {
             for ((_, command), total) in commands(s) {
                 for kind in DivergenceKind::ALL.iter().filter(|kind| kind.is_real()) {
-                    match total.divergences[*kind as usize] {
-                        0 => {}
-                        n => out.int(&[command, kind.as_str()], n),
-                    }
+                    out.int_if_any(&[command, kind.as_str()], total.divergences[*kind as usize]);
                 }
             }
         },
-    },
-    Metric {
-        name: "proxy_migration_gaps",
-        kind: Kind::Counter,
-        unit: "",
-        labels: &["command"],
-        help: "Keys that only the primary has, by command.",
-        collect: |s, out| {
+    ),
+    Metric::counter(
+        "proxy_migration_gaps",
+        &["command"],
+        "Keys that only the primary has, by command.",
+        |s, out| {
             for ((_, command), total) in commands(s) {
-                match total.divergences[DivergenceKind::MigrationGap as usize] {
-                    0 => {}
-                    n => out.int(&[command], n),
-                }
+                out.int_if_any(
+                    &[command],
+                    total.divergences[DivergenceKind::MigrationGap as usize],
+                );
             }
         },
-    },
-    Metric {
-        name: "proxy_active_connections",
-        kind: Kind::Gauge,
-        unit: "",
-        labels: &[],
-        help: "Client connections open.",
-        collect: |s, out| {
+    ),
+    Metric::gauge(
+        "proxy_active_connections",
+        &[],
+        "Client connections open.",
+        |s, out| {
             let redis = s
                 .cores
                 .iter()
                 .map(|c| c.listeners[Protocol::Redis as usize].active);
             out.int(&[], redis.sum());
         },
-    },
-    Metric {
-        name: "proxy_pubsub_shadow_divergences",
-        kind: Kind::Counter,
-        unit: "",
-        labels: &["kind"],
-        help: "Messages that only one side published, by kind.",
-        collect: |s, out| {
+    ),
+    Metric::counter(
+        "proxy_pubsub_shadow_divergences",
+        &["kind"],
+        "Messages that only one side published, by kind.",
+        |s, out| {
             out.int(&["data_mismatch"], mirrors(s, |m| m.pubsub_missing));
             out.int(&["extra_data"], mirrors(s, |m| m.pubsub_extra));
         },
-    },
+    ),
     counter(
         "proxy_primary_write_errors",
         "Writes that the primary refused or did not answer.",

@@ -105,6 +105,13 @@ impl Samples<'_> {
         push(self.text, format_args!(" {value}\n"));
     }
 
+    /// One value, left out while it is 0.
+    pub fn int_if_any(&mut self, labels: &[&str], value: u64) {
+        if value > 0 {
+            self.int(labels, value);
+        }
+    }
+
     /// One value that is not whole.
     pub fn float(&mut self, labels: &[&str], value: f64) {
         self.series(self.metric.kind.suffix(), labels, None);

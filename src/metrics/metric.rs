@@ -40,7 +40,71 @@ pub struct Metric {
     pub labels: &'static [&'static str],
     /// One line for people.
     pub help: &'static str,
-    pub(super) collect: fn(&Scrape, &mut Samples<'_>),
+    pub(super) collect: Collect,
+}
+
+/// Where a metric's values come from.
+pub(super) type Collect = fn(&Scrape, &mut Samples<'_>);
+
+impl Metric {
+    const fn new(
+        kind: Kind,
+        name: &'static str,
+        labels: &'static [&'static str],
+        help: &'static str,
+        collect: Collect,
+    ) -> Metric {
+        Metric {
+            name,
+            kind,
+            unit: "",
+            labels,
+            help,
+            collect,
+        }
+    }
+
+    pub(super) const fn counter(
+        name: &'static str,
+        labels: &'static [&'static str],
+        help: &'static str,
+        collect: Collect,
+    ) -> Metric {
+        Metric::new(Kind::Counter, name, labels, help, collect)
+    }
+
+    pub(super) const fn gauge(
+        name: &'static str,
+        labels: &'static [&'static str],
+        help: &'static str,
+        collect: Collect,
+    ) -> Metric {
+        Metric::new(Kind::Gauge, name, labels, help, collect)
+    }
+
+    pub(super) const fn info(
+        name: &'static str,
+        labels: &'static [&'static str],
+        help: &'static str,
+        collect: Collect,
+    ) -> Metric {
+        Metric::new(Kind::Info, name, labels, help, collect)
+    }
+
+    /// A distribution of times, in seconds.
+    pub(super) const fn histogram(
+        name: &'static str,
+        labels: &'static [&'static str],
+        help: &'static str,
+        collect: Collect,
+    ) -> Metric {
+        Metric::new(Kind::Histogram, name, labels, help, collect).in_units("seconds")
+    }
+
+    pub(super) const fn in_units(mut self, unit: &'static str) -> Metric {
+        self.unit = unit;
+        self
+    }
 }
 
 /// Everything that one scrape shows, read once so that its metrics agree with each other.

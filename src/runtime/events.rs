@@ -179,7 +179,8 @@ pub(super) fn judge(total: &MirrorTotal, watched: Duration) -> Verdict {
         .collect();
     let evidence = Evidence {
         ledger: total.ledger,
-        compares: total.compared + total.not_compared > 0,
+        // Of a mirror that got nothing it is not known, and it is not the reason.
+        compares: total.compared + total.not_compared > 0 || total.ledger.delivered == 0,
         compared: total.compared,
         not_compared: total.not_compared,
         divergences: &divergences,
@@ -237,6 +238,29 @@ pub(super) fn log_ledgers(registry: &Registry) {
 mod tests {
     use super::*;
     use crate::config::Redact;
+
+    #[test]
+    fn a_mirror_that_got_nothing_is_not_said_to_compare_nothing() {
+        use crate::metrics::Protocol;
+        use crate::mirror::ledger::Fate;
+        let registry = Registry::new(vec![0]);
+        let mirror = registry.mirror(0, "cache", "gone", Protocol::Redis);
+        let reasons = || judge(&registry.mirrors()[0], Duration::from_secs(9)).reasons;
+        mirror.ledger.offer();
+        mirror.ledger.settle(Fate::Dropped(DropReason::Unavailable));
+        let said = reasons();
+        let compares_nothing =
+            |said: &[String]| said.iter().any(|line| line.contains("not compared"));
+        assert!(!compares_nothing(&said), "{said:?}");
+        assert!(
+            said.iter()
+                .any(|line| line.contains("0 units were delivered"))
+        );
+        // One that answered and was never held against the primary is.
+        mirror.ledger.offer();
+        mirror.ledger.settle(Fate::Delivered);
+        assert!(compares_nothing(&reasons()));
+    }
 
     #[test]
     fn tainted_keys_stand_in_the_journal_as_redact_says() {

@@ -70,16 +70,52 @@ fn io_uring() -> Result<(), StartError> {
     };
     Ring::new(&small)
         .map(drop)
-        .map_err(|error| StartError::Machine(ring_problem(&error)))
+        .map_err(|error| StartError::Machine(ring_problem(&error, Bars::of_this_process())))
+}
+
+/// What may stand between this process and io_uring, as far as it can see.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bars {
+    /// A seccomp filter is in force.
+    is_filtered: bool,
+    /// The sysctl kernel.io_uring_disabled is there and not 0.
+    is_disabled: bool,
+}
+
+impl Bars {
+    fn of_this_process() -> Bars {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
+        Bars {
+            is_filtered: status
+                .lines()
+                .any(|line| line.split_whitespace().eq(["Seccomp:", "2"])),
+            is_disabled: !matches!(disabled.trim(), "" | "0"),
+        }
+    }
 }
 
 /// What to tell somebody whose kernel refuses a ring.
-fn ring_problem(error: &io::Error) -> String {
+fn ring_problem(error: &io::Error, bars: Bars) -> String {
+    const SYSCTL: &str = "this host forbids it: set the sysctl kernel.io_uring_disabled=0";
+    const SECCOMP: &str = "the seccomp filter of this container or service forbids it: allow io_uring_setup, \
+                           io_uring_enter and io_uring_register (tuning/Dockerfile shows how)";
+    const EITHER: &str = "it is forbidden to this process: set the sysctl kernel.io_uring_disabled=0, and allow \
+                          io_uring_setup, io_uring_enter and io_uring_register in the container's seccomp profile";
     let way_out = match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => {
-            "io_uring is forbidden to this process: set the sysctl kernel.io_uring_disabled=0, and allow \
-             io_uring_setup, io_uring_enter and io_uring_register in the container's seccomp profile"
-        }
+        // A filter answers EPERM (Docker) or ENOSYS (Podman, containerd, systemd) as it likes.
+        Some(libc::EPERM | libc::EACCES) => match bars {
+            Bars {
+                is_disabled: true,
+                is_filtered: false,
+            } => SYSCTL,
+            Bars {
+                is_disabled: false,
+                is_filtered: true,
+            } => SECCOMP,
+            _ => EITHER,
+        },
+        Some(libc::ENOSYS) if bars.is_filtered => SECCOMP,
         Some(libc::ENOSYS) => "this kernel was built without io_uring: use one that has it",
         Some(libc::ENOMEM) => {
             "not enough memory may be locked: raise the limit (`ulimit -l`, LimitMEMLOCK=)"
@@ -111,7 +147,7 @@ mod tests {
 
     #[test]
     fn each_refusal_of_the_kernel_names_its_way_out() {
-        let said = |code| ring_problem(&io::Error::from_raw_os_error(code));
+        let said = |code| ring_problem(&io::Error::from_raw_os_error(code), Bars::default());
         for (code, way_out) in [
             (libc::EPERM, "io_uring_disabled"),
             (libc::EACCES, "seccomp"),
@@ -122,6 +158,23 @@ mod tests {
         ] {
             let said = said(code);
             assert!(said.contains(way_out), "{said}");
+        }
+    }
+
+    #[test]
+    fn what_bars_the_way_is_named_and_nothing_else() {
+        let (filter, sysctl) = ("seccomp", "io_uring_disabled");
+        for (code, is_filtered, is_disabled, named, unnamed) in [
+            (libc::ENOSYS, true, false, filter, "built without"),
+            (libc::EPERM, true, false, filter, sysctl),
+            (libc::EPERM, false, true, sysctl, filter),
+        ] {
+            let bars = Bars {
+                is_filtered,
+                is_disabled,
+            };
+            let said = ring_problem(&io::Error::from_raw_os_error(code), bars);
+            assert!(said.contains(named) && !said.contains(unnamed), "{said}");
         }
     }
 

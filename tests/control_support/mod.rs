@@ -60,10 +60,18 @@ impl Commands for Recorder {
         Ok(Vec::new())
     }
     fn clients(&self) -> Result<Value, CommandError> {
-        self.note("clients".into())
+        self.note("clients".into())?;
+        Ok(
+            json!({"clients": [{"id": 7, "database": "prod0", "protocol": "postgres", "user": "ann",
+            "peer": "10.0.0.9:5000", "state": "idle", "core": 0}]}),
+        )
     }
     fn servers(&self) -> Result<Value, CommandError> {
-        self.note("servers".into())
+        self.note("servers".into())?;
+        Ok(
+            json!({"servers": [{"database": "next", "role": "mirror", "source": "prod0", "protocol": "postgres",
+            "endpoint": "10.0.0.2:5432", "connections": 3, "idle": 1, "reconnects": 4}]}),
+        )
     }
     fn set_exposure(&self, mirror: &str, exposure: f64) -> Result<Value, CommandError> {
         if mirror == "nobody" {

@@ -10,13 +10,15 @@ use parhelion::protocol::postgres::login::Secret;
 use parhelion::protocol::postgres::mechanisms::MechanismFilter;
 use parhelion::protocol::postgres::pipelined::PipelinedReplay;
 use parhelion::protocol::postgres::queries::queries;
-use parhelion::protocol::postgres::rename::{Part, Renamer, Reply as Fate, ServerStatements, Step};
+use parhelion::protocol::postgres::rename::{
+    Part, Renamer, Reply as Fate, ServerStatements, Step, Transaction,
+};
 use parhelion::protocol::postgres::session::SessionState;
 use parhelion::protocol::postgres::startup::StartupMessage;
 use parhelion::protocol::postgres::statements::{
     CONN_STATEMENTS_MAX, ClientStatements, ConnStatements, rewrite_unit,
 };
-use parhelion::protocol::postgres::tracker::{ClientEvent, Named, ServerEvent, Tracker, TxStatus};
+use parhelion::protocol::postgres::tracker::{ClientEvent, ServerEvent, Tracker};
 use parhelion::protocol::postgres::{pinning, sql};
 use parhelion::protocol::resp::effects::{self, Replay, Rewrite};
 use parhelion::protocol::resp::reply::Reply;
@@ -181,23 +183,17 @@ impl Shared {
             let piece = &read[at..at + advance.consumed];
             at += advance.consumed;
             let tag = self.from_client.tag().unwrap_or_default();
-            let (mut replaced, mut newest) = (None, self.tracker.newest_cycle());
+            let mut newest = self.tracker.newest_cycle();
             let (names, statements) = (&mut self.names, &mut self.statements);
+            let renamer = &mut self.renamer;
             let followed = self.tracker.client(piece, &mut |event| match event {
                 ClientEvent::Opened { cycle } => newest = cycle,
                 ClientEvent::Statement(text) => {
-                    if sql::classify(text.sql).intersects(sql::Class::DEALLOCATES) {
-                        statements.doubt();
-                    }
+                    renamer.statement(&text, sql::classify(text.sql), statements);
                     let _ = (pinning::pins(text.sql), pinning::Reset::of(text.sql));
                 }
                 ClientEvent::Named(named) => {
-                    if let Named::Parse { name, .. } = named
-                        && !name.is_empty()
-                    {
-                        replaced = names.get(name).cloned();
-                    }
-                    names.observe(&named, newest);
+                    renamer.named(&named, newest, names, statements);
                 }
                 _ => {}
             });
@@ -210,12 +206,11 @@ impl Shared {
                 first,
                 last: advance.done,
             };
-            let failed = self.tracker.status() == TxStatus::Failed;
+            let transaction = Transaction::of(&self.tracker);
             let step = self.renamer.client(
                 part,
-                &self.names,
-                replaced.as_deref(),
-                failed,
+                &mut self.names,
+                transaction,
                 &mut self.statements,
                 &mut self.out,
             );
@@ -287,8 +282,8 @@ pub fn pg_state(data: &[u8]) {
         assert_eq!(ends.count(), 0, "a value is outside of its quotes");
     }
     for text in script.split(|byte| *byte == 0) {
-        want.observe(text);
-        want.settle(text.len() % 3 != 0);
+        want.observe(text, 1);
+        want.settle(1, text.len() % 3 != 0);
     }
     let mut have = SessionState::default();
     have.adopt(&want);

@@ -11,6 +11,7 @@ pub mod pg;
 pub mod pg_front;
 pub mod pg_pair;
 pub mod plot;
+pub mod pool_script;
 pub mod proxy;
 pub mod redis_corpus;
 pub mod resp;

@@ -47,6 +47,24 @@ const HELP: &[(&str, &str)] = &[
         "latency by query on primary and mirror; BY regressed (default), slowest, calls",
     ),
     (
+        "SHOW LATENCY [FOR mirror]",
+        "latency of primary and mirror for the same units, and the wait in the queue",
+    ),
+    ("SHOW DISTRIBUTION [FOR mirror]", "the same, cell by cell"),
+    (
+        "SHOW REPORT",
+        "the verdict on each mirror, why, and what it rests on",
+    ),
+    (
+        "SHOW TIMELINE",
+        "what each mirror got, lost and answered differently over time",
+    ),
+    (
+        "SHOW METRICS [name]",
+        "every metric, or those whose names begin so",
+    ),
+    ("SHOW CHANGES", "what operators changed, newest first"),
+    (
         "SET mirror_exposure = 0.1 [FOR mirror]",
         "share of the units that a mirror is offered",
     ),
@@ -152,15 +170,9 @@ fn shown(
             .iter()
             .map(|(statement, what)| json!([statement, what]))
             .collect(),
-        Some((operation, at)) => {
-            let mut answer = state.perform(who, &operation).map_err(refused)?;
-            match show {
-                Show::Status | Show::Config => listing::flatten(&answer),
-                _ => match answer.pointer_mut(at).map(Value::take) {
-                    Some(Value::Array(items)) => items,
-                    _ => Vec::new(),
-                },
-            }
+        Some((operation, rows_of)) => {
+            let answer = state.perform(who, &operation).map_err(refused)?;
+            rows_of(&answer)
         }
     };
     Ok(Answer::Rows(listing::rows(show.columns(), &items)))

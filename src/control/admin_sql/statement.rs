@@ -1,12 +1,16 @@
 //! From words to a statement, and from a statement to the operation under it.
 
+use serde_json::Value;
+
 use super::words::{Word, Words};
 use super::{AdminError, unknown};
 use crate::control::commands::{EVERY, Operation};
 use crate::control::divergences::DivergenceFilter;
+use crate::control::latency::{self, LatencyFilter};
 use crate::control::listing::{self, Column};
 use crate::control::queries::{QueryFilter, QuerySort};
-use crate::limits::{DIVERGENCES_PER_ANSWER_MAX, QUERIES_PER_ANSWER_MAX};
+use crate::control::report;
+use crate::control::samples::MetricFilter;
 
 /// What drivers set when they connect; it means nothing here and changes nothing.
 const DRIVER_SETTINGS: [&str; 5] = [
@@ -41,13 +45,24 @@ pub(super) enum Show {
     Mirrors,
     Divergences,
     Queries,
+    Latency,
+    Distribution,
+    Report,
+    Timeline,
+    Metrics,
+    Changes,
 }
+
+/// How the answer to an operation becomes the rows of a SHOW.
+pub(super) type RowsOf = fn(&Value) -> Vec<Value>;
 
 /// What stands behind a SHOW.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Filter {
     divergences: DivergenceFilter,
     queries: QueryFilter,
+    latency: LatencyFilter,
+    metrics: MetricFilter,
 }
 
 impl Show {
@@ -65,6 +80,12 @@ impl Show {
             "mirrors" => Show::Mirrors,
             "divergences" => Show::Divergences,
             "queries" => Show::Queries,
+            "latency" => Show::Latency,
+            "distribution" => Show::Distribution,
+            "report" => Show::Report,
+            "timeline" => Show::Timeline,
+            "metrics" => Show::Metrics,
+            "changes" => Show::Changes,
             _ => return None,
         })
     }
@@ -82,22 +103,42 @@ impl Show {
             Show::Mirrors => listing::MIRRORS,
             Show::Divergences => listing::DIVERGENCES,
             Show::Queries => listing::QUERIES,
+            Show::Latency => listing::LATENCY,
+            Show::Distribution => listing::DISTRIBUTION,
+            Show::Report => listing::REPORT,
+            Show::Timeline => listing::TIMELINE,
+            Show::Metrics => listing::METRICS,
+            Show::Changes => listing::CHANGES,
         }
     }
 
-    /// The operation under it and where its answer holds the rows. `None`: the build itself knows.
-    pub(super) fn source(self, filter: Filter) -> Option<(Operation, &'static str)> {
-        Some(match self {
+    /// The operation under it, and how its answer becomes rows. `None`: the build itself knows.
+    pub(super) fn source(self, filter: Filter) -> Option<(Operation, RowsOf)> {
+        let rows: RowsOf = match self {
             Show::Help | Show::Version => return None,
-            Show::Status => (Operation::Status, ""),
-            Show::Config => (Operation::Config, ""),
-            Show::Databases | Show::Stats => (Operation::Databases, "/databases"),
-            Show::Clients => (Operation::Clients, "/clients"),
-            Show::Servers => (Operation::Servers, "/servers"),
-            Show::Pools | Show::Mirrors => (Operation::Mirrors, "/mirrors"),
-            Show::Divergences => (Operation::Divergences(filter.divergences), "/items"),
-            Show::Queries => (Operation::Queries(filter.queries), "/queries"),
-        })
+            Show::Status | Show::Config => listing::flatten,
+            Show::Latency => latency::side_rows,
+            Show::Distribution => latency::cell_rows,
+            Show::Report => report::verdict_rows,
+            Show::Timeline => report::timeline_rows,
+            _ => listing::items,
+        };
+        let operation = match self {
+            Show::Help | Show::Version => return None,
+            Show::Status => Operation::Status,
+            Show::Config => Operation::Config,
+            Show::Databases | Show::Stats => Operation::Databases,
+            Show::Clients => Operation::Clients,
+            Show::Servers => Operation::Servers,
+            Show::Pools | Show::Mirrors => Operation::Mirrors,
+            Show::Divergences => Operation::Divergences(filter.divergences),
+            Show::Queries => Operation::Queries(filter.queries),
+            Show::Latency | Show::Distribution => Operation::Latency(filter.latency),
+            Show::Report | Show::Timeline => Operation::Report,
+            Show::Metrics => Operation::Metrics(filter.metrics),
+            Show::Changes => Operation::Changes,
+        };
+        Some((operation, rows))
     }
 }
 
@@ -159,6 +200,8 @@ fn show(words: &mut Words) -> Result<Statement, AdminError> {
     match show {
         Show::Divergences => divergence_filter(words, &mut filter.divergences)?,
         Show::Queries => query_filter(words, &mut filter.queries)?,
+        Show::Latency | Show::Distribution => filter.latency.mirror = words.target(),
+        Show::Metrics => filter.metrics.name = words.next().map(|word| word.text),
         _ => {}
     }
     Ok(Statement::Show(show, filter))
@@ -181,7 +224,7 @@ fn divergence_filter(words: &mut Words, filter: &mut DivergenceFilter) -> Result
             }
             Some("limit") => {
                 words.next();
-                filter.limit = words.number("LIMIT")?.min(DIVERGENCES_PER_ANSWER_MAX);
+                filter.limit = words.number("LIMIT")?;
             }
             Some("offset") => {
                 words.next();
@@ -207,7 +250,7 @@ fn query_filter(words: &mut Words, filter: &mut QueryFilter) -> Result<(), Admin
             }
             Some("limit") => {
                 words.next();
-                filter.limit = words.number("LIMIT")?.min(QUERIES_PER_ANSWER_MAX);
+                filter.limit = words.number("LIMIT")?;
             }
             _ => return Ok(()),
         }

@@ -62,6 +62,20 @@ pub enum CtlCommand {
         #[arg(long, default_value_t = 50)]
         limit: usize,
     },
+    /// Latency of primary and mirror for the same units, and the wait in the queue; with --json every cell
+    Latency {
+        /// The mirror; without it, every mirror
+        mirror: Option<String>,
+    },
+    /// The verdict on each mirror, why, and what it rests on; `parhelion report` writes the whole page
+    Report,
+    /// Every metric, as a scrape of /metrics has it
+    Metrics {
+        /// Only those whose names begin so
+        name: Option<String>,
+    },
+    /// What operators changed and who, newest first
+    Changes,
     /// Set the share of units that a mirror is offered
     Exposure {
         /// The mirror, or '*' for every mirror
@@ -85,12 +99,12 @@ pub enum CtlCommand {
     },
     /// Stop a mirror; its units count as dropped
     Pause {
-        /// The mirror
+        /// The mirror, or '*' for every mirror
         name: String,
     },
     /// Start a paused mirror again
     Resume {
-        /// The mirror
+        /// The mirror, or '*' for every mirror
         name: String,
     },
     /// Replace a mirror's connections; what is on its way there is lost
@@ -191,6 +205,16 @@ pub fn run(
             }
             (client.get(&path)?, show::queries)
         }
+        CtlCommand::Latency { mirror } => {
+            let path = with_filter("/api/latency", "mirror", mirror);
+            (client.get(&path)?, show::latency)
+        }
+        CtlCommand::Metrics { name } => {
+            let path = with_filter("/api/metrics", "name", name);
+            (client.get(&path)?, show::metrics)
+        }
+        CtlCommand::Report => (client.get("/api/report")?, show::report),
+        CtlCommand::Changes => (client.get("/api/changes")?, show::changes),
         CtlCommand::Exposure { name, exposure } => {
             let path = format!("/api/mirrors/{}/exposure", percent(&name));
             (
@@ -232,6 +256,13 @@ pub fn run(
         show(&answer, out)?;
     }
     Ok(())
+}
+
+fn with_filter(path: &str, name: &str, value: Option<String>) -> String {
+    match value {
+        Some(value) => format!("{path}?{name}={}", percent(&value)),
+        None => path.to_owned(),
+    }
 }
 
 /// Fetches the report of a running process.

@@ -4,8 +4,10 @@ use std::io::{self, Write};
 
 use serde_json::Value;
 
+use crate::control::latency;
 use crate::control::listing::{self, Column, ColumnType};
-use crate::control::table::{Table, bytes, count, duration, nanos, printable, share};
+use crate::control::report::verdict_rows;
+use crate::control::table::{Table, bytes, count, date, duration, nanos, printable, share};
 
 /// Writes an answer for people.
 pub(super) type Show = fn(&Value, &mut dyn Write) -> io::Result<()>;
@@ -164,20 +166,25 @@ pub(super) fn divergences(answer: &Value, out: &mut dyn Write) -> io::Result<()>
 
 fn listing_table(
     columns: &[Column],
-    items: &Value,
+    items: &[Value],
     none: &str,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    let rows = listing::rows(columns, self::items(items));
+    let rows = listing::rows(columns, items);
     if rows.is_empty() {
         return writeln!(out, "{none}");
     }
-    let header: Vec<&str> = columns.iter().map(|column| column.name).collect();
+    let name = |column: &Column| match column.name {
+        "at_unix_ms" => "at",
+        name => name,
+    };
+    let header: Vec<&str> = columns.iter().map(name).collect();
     let mut table = Table::new(&header);
     for row in rows {
         let cell = |(column, value): (&Column, &Value)| match value {
             Value::Null => "-".to_owned(),
             Value::String(text) => text.clone(),
+            value if column.name == "at_unix_ms" => date(n(value) as f64 / 1e3),
             value if column.name.ends_with("_ns") => nanos(n(value)),
             // Names, not amounts.
             value if matches!(column.name, "id" | "core") => value.to_string(),
@@ -190,24 +197,80 @@ fn listing_table(
 }
 
 pub(super) fn queries(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
-    listing_table(listing::QUERIES, &answer["queries"], "no queries", out)
+    listing_table(
+        listing::QUERIES,
+        items(&answer["queries"]),
+        "no queries",
+        out,
+    )
 }
 
 pub(super) fn databases(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
     listing_table(
         listing::DATABASES,
-        &answer["databases"],
+        items(&answer["databases"]),
         "no databases",
         out,
     )
 }
 
 pub(super) fn clients(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
-    listing_table(listing::CLIENTS, &answer["clients"], "no clients", out)
+    listing_table(
+        listing::CLIENTS,
+        items(&answer["clients"]),
+        "no clients",
+        out,
+    )
 }
 
 pub(super) fn servers(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
-    listing_table(listing::SERVERS, &answer["servers"], "no servers", out)
+    listing_table(
+        listing::SERVERS,
+        items(&answer["servers"]),
+        "no servers",
+        out,
+    )
+}
+
+pub(super) fn latency(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
+    let rows = latency::side_rows(answer);
+    listing_table(listing::LATENCY, &rows, "no mirrors", out)
+}
+
+pub(super) fn metrics(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
+    listing_table(
+        listing::METRICS,
+        items(&answer["metrics"]),
+        "no such metrics",
+        out,
+    )
+}
+
+pub(super) fn changes(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
+    listing_table(
+        listing::CHANGES,
+        items(&answer["changes"]),
+        "no changes",
+        out,
+    )
+}
+
+pub(super) fn report(report: &Value, out: &mut dyn Write) -> io::Result<()> {
+    let ran = duration(report["uptime_seconds"].as_f64().unwrap_or(0.0));
+    let requests = count(n(&report["totals"]["requests"]));
+    writeln!(out, "ran for {ran} · requests {requests}")?;
+    let rows = verdict_rows(report);
+    if rows.is_empty() {
+        return writeln!(out, "no mirrors");
+    }
+    for row in rows {
+        let (what, line) = (s(&row["what"]), printable(&s(&row["line"])));
+        match what.as_str() {
+            "verdict" => writeln!(out, "\n{}: {line}", printable(&s(&row["mirror"])))?,
+            what => writeln!(out, "  {what:<8}  {line}")?,
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn config(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
@@ -222,10 +285,20 @@ pub(super) fn done(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
     match answer.as_object() {
         Some(fields) if !fields.is_empty() => {
             for (key, value) in fields {
-                let value = value
-                    .as_str()
-                    .map_or_else(|| value.to_string(), str::to_owned);
-                writeln!(out, "{}: {}", printable(key), printable(&value))?;
+                let word = |value: &Value| match value.as_str() {
+                    Some(text) => printable(text),
+                    None => printable(&value.to_string()),
+                };
+                match value.as_array() {
+                    Some(entries) if !entries.is_empty() => {
+                        writeln!(out, "{}:", printable(key))?;
+                        for entry in entries {
+                            writeln!(out, "  {}", word(entry))?;
+                        }
+                    }
+                    Some(_) => writeln!(out, "{}: none", printable(key))?,
+                    None => writeln!(out, "{}: {}", printable(key), word(value))?,
+                }
             }
             Ok(())
         }

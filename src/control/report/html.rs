@@ -1,7 +1,6 @@
 //! Small words for pages: JSON as text, text as HTML.
 
 use std::fmt::Write;
-use std::time::UNIX_EPOCH;
 
 use serde_json::Value;
 
@@ -15,13 +14,6 @@ pub(super) fn anchor(mirror: &Value) -> String {
     let name = text(&mirror["name"]);
     name.bytes()
         .fold("m-".to_owned(), |id, byte| format!("{id}{byte:02x}"))
-}
-
-/// UTC, to the second.
-pub(super) fn date(unix: f64) -> String {
-    let at = UNIX_EPOCH + std::time::Duration::from_secs(unix.max(0.0) as u64);
-    let text = humantime::format_rfc3339_seconds(at).to_string();
-    text.replace('T', " ").replace('Z', " UTC")
 }
 
 /// Text as HTML, in elements and in quoted attributes.

@@ -13,7 +13,7 @@ pub(super) fn mirror_section(html: &mut String, mirror: &Value) {
     put(
         html,
         format_args!(
-            "<section id=\"{}\"><h2>{}</h2><p class=\"quiet\">{} → {} · {} · exposure {:.1} %</p>\n",
+            "<section id=\"{}\"><h2>{}</h2><p class=\"quiet\">{} → {} · {} · exposure {:.1}&nbsp;%</p>\n",
             anchor(mirror),
             escape(text(&mirror["name"])),
             escape(text(&mirror["source"])),

@@ -15,10 +15,11 @@ use serde_json::{Map, Value, json};
 
 use self::html::text;
 pub use self::page::render;
-use super::divergences::DivergenceFilter;
+use super::divergences::{DivergenceFilter, DivergenceRecord};
 use super::state::ControlState;
-use super::{queries, view};
-use crate::metrics::DivergenceKind;
+use super::{latency, queries, view};
+use crate::limits::DIVERGENCES_PER_KIND_MAX;
+use crate::metrics::{DivergenceKind, MirrorTotal};
 
 /// Examples shown per kind and mirror.
 const EXAMPLES_PER_KIND: usize = 5;
@@ -41,13 +42,13 @@ pub fn report(state: &ControlState) -> Report {
     }
 }
 
-fn report_json(state: &ControlState) -> Value {
+/// The same for programs alone.
+pub fn report_json(state: &ControlState) -> Value {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let mut mirrors = view::mirrors(state);
+    let totals = state.registry.mirrors();
     if let Some(list) = mirrors["mirrors"].as_array_mut() {
         for mirror in list {
-            let name = text(&mirror["name"]).to_owned();
-            mirror["distributions"] = view::latency(state, &name).unwrap_or(Value::Null);
             let pair = format!(
                 "{}:{}",
                 text(&mirror["source"]),
@@ -59,6 +60,7 @@ fn report_json(state: &ControlState) -> Value {
             if mirror["protocol"] == "postgres" {
                 mirror["commands"] = queries::as_commands(state, &ends.0, &ends.1);
             }
+            mirror["distributions"] = distributions(&totals, &ends.0, &ends.1);
             mirror["timeline"] = state.timeline.of(&ends.0, &ends.1);
         }
     }
@@ -74,8 +76,69 @@ fn report_json(state: &ControlState) -> Value {
         "totals": status["totals"],
         "databases": view::databases(state)["databases"],
         "mirrors": mirrors["mirrors"],
+        "changes": state.changes.shown()["changes"],
         "config": state.config(),
     })
+}
+
+fn distributions(totals: &[MirrorTotal], source: &str, destination: &str) -> Value {
+    let is_this = |total: &&MirrorTotal| total.source == source && total.destination == destination;
+    totals.iter().find(is_this).map_or(Value::Null, |total| {
+        json!({
+            "primary": latency::cells(&total.primary_latency),
+            "mirror": latency::cells(&total.latency),
+            "queue_delay": latency::cells(&total.queue_delay),
+        })
+    })
+}
+
+/// A few that differ in what they show: a loud key does not hide the others.
+fn distinct(found: Vec<DivergenceRecord>) -> Vec<DivergenceRecord> {
+    let what = |record: &DivergenceRecord| (record.command.clone(), record.key.clone());
+    let values = |record: &DivergenceRecord| (record.primary.clone(), record.mirror.clone());
+    let mut kept: Vec<DivergenceRecord> = Vec::new();
+    // First one of each command and key, then what else they showed.
+    for with_values in [false, true] {
+        for record in &found {
+            let is_like = |other: &DivergenceRecord| {
+                what(other) == what(record) && (!with_values || values(other) == values(record))
+            };
+            if kept.len() < EXAMPLES_PER_KIND && !kept.iter().any(is_like) {
+                kept.push(record.clone());
+            }
+        }
+    }
+    kept
+}
+
+/// A report as rows: the verdict on each mirror, why, and what it rests on.
+pub fn verdict_rows(report: &Value) -> Vec<Value> {
+    let mut rows = Vec::new();
+    for mirror in html::items(&report["mirrors"]) {
+        let mut put = |what: &str, line: &Value| {
+            rows.push(json!({"mirror": mirror["name"], "what": what, "line": line}));
+        };
+        put("verdict", &mirror["verdict"]);
+        for (what, key) in [("reason", "reasons"), ("rests on", "rests_on")] {
+            html::items(&mirror[key])
+                .iter()
+                .for_each(|line| put(what, line));
+        }
+    }
+    rows
+}
+
+/// A report as rows: how each mirror fared over time.
+pub fn timeline_rows(report: &Value) -> Vec<Value> {
+    let mut rows = Vec::new();
+    for mirror in html::items(&report["mirrors"]) {
+        for step in html::items(&mirror["timeline"]) {
+            let mut row = step.clone();
+            row["mirror"] = mirror["name"].clone();
+            rows.push(row);
+        }
+    }
+    rows
 }
 
 fn examples(state: &ControlState, mirror: &str) -> Value {
@@ -84,12 +147,42 @@ fn examples(state: &ControlState, mirror: &str) -> Value {
         let (_, found) = state.divergences.query(&DivergenceFilter {
             kind: Some(kind.as_str().to_owned()),
             mirror: Some(mirror.to_owned()),
-            limit: EXAMPLES_PER_KIND,
+            limit: DIVERGENCES_PER_KIND_MAX,
             ..DivergenceFilter::default()
         });
+        let found = distinct(found);
         if !found.is_empty() {
             kinds.insert(kind.as_str().to_owned(), json!(found));
         }
     }
     Value::Object(kinds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loud_key_leaves_room_for_the_others() {
+        let record = |key: &str, primary: u64| DivergenceRecord {
+            at_unix_ms: 0,
+            source: "cache".into(),
+            destination: "next".into(),
+            kind: DivergenceKind::DataMismatch,
+            command: "GET".into(),
+            key: key.into(),
+            pattern: String::new(),
+            primary: primary.to_string(),
+            mirror: "0".into(),
+            core: 0,
+            client: String::new(),
+        };
+        let mut found: Vec<DivergenceRecord> = (1..100).map(|n| record("loud", n)).collect();
+        found.extend([record("quiet", 1), record("quiet", 1)]);
+        let shown: Vec<String> = distinct(found)
+            .into_iter()
+            .map(|record| format!("{} {}", record.key, record.primary))
+            .collect();
+        assert_eq!(shown, ["loud 1", "quiet 1", "loud 2", "loud 3", "loud 4"]);
+    }
 }

@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::html::{anchor, date, escape, items, number, put, text, verdict_class};
+use super::html::{anchor, escape, items, number, put, text, verdict_class};
 use super::mirror::mirror_section;
-use crate::control::table::{bytes, count, duration, nanos, share};
+use crate::control::table::{bytes, count, date, duration, nanos, share};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -27,6 +27,7 @@ pub fn render(report: &Value) -> String {
     for mirror in items(&report["mirrors"]) {
         mirror_section(&mut html, mirror);
     }
+    changes(&mut html, report);
     html.push_str("</main>\n</html>\n");
     html
 }
@@ -60,6 +61,48 @@ fn what_ran(html: &mut String, report: &Value) {
         );
     }
     html.push_str("</dl>\n");
+}
+
+/// What was changed while it ran: a verdict rests on it.
+fn changes(html: &mut String, report: &Value) {
+    let changes = items(&report["changes"]);
+    if changes.is_empty() {
+        return;
+    }
+    html.push_str(
+        "<section><h2>Changes</h2><p class=\"quiet\">What operators changed while it ran, newest first.</p>\
+         <div class=\"wide\"><table><thead><tr><th>when<th>who<th>what<th>outcome<th>answer</tr></thead><tbody>",
+    );
+    for change in changes {
+        let what = text(&change["operation"]).replace('_', " ");
+        put(
+            html,
+            format_args!(
+                "<tr><td>{}<td>{} {}<td>{} {}<td>{}<td class=answer>{}</tr>",
+                date(number(&change["at_unix_ms"]) as f64 / 1e3),
+                escape(text(&change["via"])),
+                escape(text(&change["who"])),
+                escape(&what),
+                escape(text(&change["subject"])),
+                escape(text(&change["outcome"])),
+                escape(&answer(text(&change["answer"]))),
+            ),
+        );
+    }
+    html.push_str("</tbody></table></div></section>\n");
+}
+
+/// What is known from the line itself is left out of an answer.
+fn answer(text: &str) -> String {
+    let Ok(Value::Object(fields)) = serde_json::from_str(text) else {
+        return text.to_owned();
+    };
+    let shown = fields.iter().filter(|(key, _)| *key != "mirror");
+    let words = shown.map(|(key, value)| match value.as_str() {
+        Some(value) => format!("{} {value}", key.replace('_', " ")),
+        None => format!("{} {value}", key.replace('_', " ")),
+    });
+    words.collect::<Vec<_>>().join(", ")
 }
 
 fn summary(html: &mut String, report: &Value) {

@@ -3,11 +3,11 @@
 
 use std::fmt::Write;
 
-use crate::control::table::{duration, nanos};
+use crate::control::table::{count, duration, nanos};
 
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 260.0;
-const LEFT: f64 = 64.0;
+const LEFT: f64 = 76.0;
 const RIGHT: f64 = 16.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 34.0;
@@ -69,7 +69,7 @@ pub(super) fn timeline_svg(steps: &[Step]) -> String {
         return String::new();
     };
     let per_second =
-        |count: u64, step: &Step| count as f64 / step.to.saturating_sub(step.from).max(1) as f64;
+        |units: u64, step: &Step| units as f64 / step.to.saturating_sub(step.from).max(1) as f64;
     let rates = |of: fn(&Step) -> u64| steps.iter().map(move |step| per_second(of(step), step));
     let max = rates(|step| step.delivered)
         .chain(rates(|step| step.lost))
@@ -82,7 +82,10 @@ pub(super) fn timeline_svg(steps: &[Step]) -> String {
          aria-label=\"Units delivered and lost per second, over time\">"
     );
     // Writing to a String cannot fail.
-    for (rate, anchor) in [(0.0, "0".to_owned()), (max, format!("{max:.0}/s"))] {
+    for (rate, anchor) in [
+        (0.0, "0".to_owned()),
+        (max, format!("{}/s", count(max.ceil() as u64))),
+    ] {
         let at = y(rate);
         let _ = write!(
             svg,

@@ -2,90 +2,72 @@
 
 use std::collections::BTreeMap;
 
-use super::super::metric::{Kind, Metric, Scrape};
+use super::super::metric::{Metric, Scrape};
 use super::super::{ByCommand, CommandTotal, DivergenceKind, Protocol, WriteFailure};
 use super::mirror::per_mirror;
 use crate::mirror::ledger::DropReason;
 
 /// By Redis command and backend.
 pub(super) const METRICS: &[Metric] = &[
-    Metric {
-        name: "parhelion_command",
-        kind: Kind::Counter,
-        unit: "",
-        labels: &["database", "backend", "command", "status"],
-        help: "Commands by backend and outcome (Redis).",
-        collect: |s, out| {
+    Metric::counter(
+        "parhelion_command",
+        &["database", "backend", "command", "status"],
+        "Commands by backend and outcome (Redis).",
+        |s, out| {
             per_command(s, |[a, b, c], t| {
                 out.int(&[a, b, c, "ok"], t.ok);
                 out.int(&[a, b, c, "error"], t.errors);
             });
         },
-    },
-    Metric {
-        name: "parhelion_command_duration_seconds",
-        kind: Kind::Histogram,
-        unit: "seconds",
-        labels: &["database", "backend", "command"],
-        help: "Duration of commands by backend (Redis).",
-        collect: |s, out| per_command(s, |labels, t| out.command(&labels, t)),
-    },
-    Metric {
-        name: "parhelion_divergences",
-        kind: Kind::Counter,
-        unit: "",
-        labels: &["database", "backend", "command", "kind"],
-        help: "Divergences by command and kind (Redis); kinds that never happened are left out.",
-        collect: |s, out| {
+    ),
+    Metric::histogram(
+        "parhelion_command_duration_seconds",
+        &["database", "backend", "command"],
+        "Duration of commands by backend (Redis).",
+        |s, out| per_command(s, |labels, t| out.command(&labels, t)),
+    ),
+    Metric::counter(
+        "parhelion_divergences",
+        &["database", "backend", "command", "kind"],
+        "Divergences by command and kind (Redis); kinds that never happened are left out.",
+        |s, out| {
             per_command(s, |[a, b, c], t| {
                 for kind in DivergenceKind::ALL {
-                    match t.divergences[kind as usize] {
-                        0 => {}
-                        n => out.int(&[a, b, c, kind.as_str()], n),
-                    }
+                    out.int_if_any(&[a, b, c, kind.as_str()], t.divergences[kind as usize]);
                 }
             });
         },
-    },
-    Metric {
-        name: "parhelion_migration_gaps",
-        kind: Kind::Counter,
-        unit: "",
-        labels: &["database", "backend", "command"],
-        help: "Replies where the secondary has nothing and the primary has data (Redis); only where it happened.",
-        collect: |s, out| {
+    ),
+    Metric::counter(
+        "parhelion_migration_gaps",
+        &["database", "backend", "command"],
+        "Replies where the secondary has nothing and the primary has data (Redis); only where it happened.",
+        |s, out| {
             per_command(s, |labels, t| {
-                match t.divergences[DivergenceKind::MigrationGap as usize] {
-                    0 => {}
-                    n => out.int(&labels, n),
-                }
+                out.int_if_any(
+                    &labels,
+                    t.divergences[DivergenceKind::MigrationGap as usize],
+                );
             });
         },
-    },
-    Metric {
-        name: "parhelion_secondary_write_errors",
-        kind: Kind::Counter,
-        unit: "",
-        labels: &["database", "backend", "command", "reason"],
-        help: "Writes that a secondary refused, or that were lost or stuck on their way (Redis); only where it happened.",
-        collect: |s, out| {
+    ),
+    Metric::counter(
+        "parhelion_secondary_write_errors",
+        &["database", "backend", "command", "reason"],
+        "Writes that a secondary refused, or that were lost or stuck on their way (Redis); only where it happened.",
+        |s, out| {
             per_command(s, |[a, b, c], t| {
                 for why in WriteFailure::ALL {
-                    match t.write_failures[why as usize] {
-                        0 => {}
-                        n => out.int(&[a, b, c, why.as_str()], n),
-                    }
+                    out.int_if_any(&[a, b, c, why.as_str()], t.write_failures[why as usize]);
                 }
             });
         },
-    },
-    Metric {
-        name: "parhelion_async_drops",
-        kind: Kind::Counter,
-        unit: "",
-        labels: &["database", "queue", "reason"],
-        help: "Commands dropped from the queue of a secondary, by reason (Redis).",
-        collect: |s, out| {
+    ),
+    Metric::counter(
+        "parhelion_async_drops",
+        &["database", "queue", "reason"],
+        "Commands dropped from the queue of a secondary, by reason (Redis).",
+        |s, out| {
             per_mirror(s, |m, [source, queue, _]| {
                 if m.protocol == Protocol::Redis {
                     for reason in DropReason::ALL {
@@ -95,7 +77,7 @@ pub(super) const METRICS: &[Metric] = &[
                 }
             });
         },
-    },
+    ),
 ];
 
 /// The primary's commands under backend `primary`, each mirror's under its destination's name.

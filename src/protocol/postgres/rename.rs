@@ -6,12 +6,15 @@
 //! the client did not send are left out. Sans-IO; holds the head of one message and what replies are awaited.
 
 use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
 
+use super::pinning::clears_all;
+use super::sql::Class;
 use super::startup::{push_message, split_cstr};
 use super::statements::{
     CONN_STATEMENTS_MAX, ClientStatements, Statement, StatementId, mirror_name,
 };
-use super::tracker::STATEMENT_CAPTURE_MAX;
+use super::tracker::{Named, STATEMENT_CAPTURE_MAX, StatementText, Tracker, TxStatus};
 
 /// Longest head of a message that is held until its names are known. PostgreSQL's own clients keep names under 64 bytes.
 const HEAD_MAX: usize = 16 * 1024;
@@ -165,8 +168,9 @@ impl ServerStatements {
 
     /// Prepares a statement; `reply` is what the client gets of its ParseComplete.
     fn prepare(&mut self, id: StatementId, content: &[u8], reply: Reply, out: &mut Vec<u8>) {
+        // It may be there without our knowing; and if it was there, the Parse may still fail.
+        self.have.remove(&id);
         self.make_room(out);
-        // It may be there without our knowing.
         self.close(id, out);
         self.parse(id, content, reply, Some(id), out);
         if !self.coming.contains(&id) {
@@ -201,6 +205,24 @@ pub struct Renamer {
     /// The rest of the current message goes on as it is.
     passing: bool,
     pin: bool,
+    /// What the name of the Parse under way stood for before it.
+    replaced: Option<Rc<Statement>>,
+    /// The Query under way ends all prepared statements.
+    clears: bool,
+    /// The Bind under way does, with the message of this cycle behind it.
+    clears_behind: Option<(u64, u32)>,
+    /// The Parse under way is of the unnamed statement.
+    unnamed: bool,
+    /// The unnamed statement is too large to carry.
+    large: Option<Large>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Large {
+    /// It has not been bound yet.
+    Parsed,
+    /// It has been bound: as a rule nobody comes back to it.
+    Bound,
 }
 
 /// What was decided about a message.
@@ -210,6 +232,29 @@ enum Head {
     /// Nothing yet.
     More,
     TooLong,
+}
+
+/// What is known of the transaction that the client's next message comes in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Transaction {
+    /// There is none, or it has not failed.
+    #[default]
+    Sound,
+    /// Earlier cycles are unanswered: a Parse must be left to the server.
+    Unsure,
+    /// It has failed: so will a Parse.
+    Failed,
+}
+
+impl Transaction {
+    /// As the tracker has it.
+    pub fn of(tracker: &Tracker) -> Self {
+        match tracker.status() {
+            _ if tracker.outstanding() > 1 => Self::Unsure,
+            TxStatus::Failed => Self::Failed,
+            TxStatus::Idle | TxStatus::InTransaction => Self::Sound,
+        }
+    }
 }
 
 /// One part of one message, behind its registration in `names`.
@@ -226,14 +271,56 @@ pub struct Part<'a> {
 }
 
 impl Renamer {
-    /// Takes the next part of the client's stream. `replaced`: what the name of a Parse stood for before it. `failed`: the
-    /// transaction has failed, so that a Parse must fail too.
+    /// The text of a message, of this class. Comes before [`Renamer::named`] of the same message and that before
+    /// [`Renamer::client`] with its last bytes.
+    pub fn statement(
+        &mut self,
+        text: &StatementText<'_>,
+        class: Class,
+        server: &mut ServerStatements,
+    ) {
+        if class.intersects(Class::DEALLOCATES) {
+            server.doubt();
+            self.clears = !text.extended && clears_all(text.sql);
+        }
+    }
+
+    /// What a message of this cycle does with a statement.
+    pub fn named(
+        &mut self,
+        named: &Named<'_>,
+        cycle: u64,
+        names: &mut ClientStatements,
+        server: &mut ServerStatements,
+    ) {
+        match *named {
+            Named::Parse { name, .. } if !name.is_empty() => {
+                self.replaced = names.get(name).cloned();
+            }
+            Named::Bind { name, ordinal } => {
+                let bound = names.get(name).cloned();
+                if let Some(bound) = bound.filter(|one| one.class.intersects(Class::DEALLOCATES)) {
+                    server.doubt();
+                    if clears_all(bound.sql()) {
+                        // The Execute comes behind it.
+                        self.clears_behind = Some((cycle, ordinal + 1));
+                    }
+                }
+            }
+            Named::Query { ordinal } if std::mem::take(&mut self.clears) => {
+                names.clear_at(cycle, ordinal);
+            }
+            _ => {}
+        }
+        names.observe(named, cycle);
+    }
+
+    /// Takes the next part of the client's stream.
     pub fn client(
         &mut self,
         part: Part<'_>,
-        names: &ClientStatements,
-        replaced: Option<&Statement>,
-        failed: bool,
+        names: &mut ClientStatements,
+        transaction: Transaction,
         server: &mut ServerStatements,
         out: &mut Vec<u8>,
     ) -> Step {
@@ -244,16 +331,38 @@ impl Renamer {
                 b'Q' => {
                     server.unnamed = false;
                     server.coming.clear();
+                    self.large = None;
                 }
                 b'S' | b'F' => server.coming.clear(),
                 _ => {}
             }
         }
+        let step = self.step(part, names, transaction, server, out);
+        if part.last && std::mem::take(&mut self.unnamed) {
+            self.large = names.get(b"").is_none().then_some(Large::Parsed);
+        }
+        if part.last {
+            self.replaced = None;
+            if let Some((cycle, ordinal)) = self.clears_behind.take() {
+                names.clear_at(cycle, ordinal);
+            }
+        }
+        step
+    }
+
+    fn step(
+        &mut self,
+        part: Part<'_>,
+        names: &ClientStatements,
+        transaction: Transaction,
+        server: &mut ServerStatements,
+        out: &mut Vec<u8>,
+    ) -> Step {
         if self.passing {
             return Step::Pass;
         }
         if self.held.is_empty() {
-            return match self.head(part, part.bytes, names, replaced, failed, server, out) {
+            return match self.head(part, part.bytes, names, transaction, server, out) {
                 Head::Pass => self.pass(),
                 Head::Replaced => self.replaced(),
                 Head::More => {
@@ -265,7 +374,7 @@ impl Renamer {
         }
         let mut held = std::mem::take(&mut self.held);
         held.extend_from_slice(part.bytes);
-        match self.head(part, &held, names, replaced, failed, server, out) {
+        match self.head(part, &held, names, transaction, server, out) {
             Head::Pass => {
                 out.extend_from_slice(&held);
                 self.replaced()
@@ -277,6 +386,17 @@ impl Renamer {
             }
             Head::TooLong => Step::TooLong,
         }
+    }
+
+    /// Whether the client must keep its connection for now: its unnamed statement cannot be carried to another, and it is still to
+    /// be bound.
+    pub fn awaits_bind(&self) -> bool {
+        self.large == Some(Large::Parsed)
+    }
+
+    /// The connection is given back, or something has failed: perhaps the large statement.
+    pub fn forget_large(&mut self) {
+        self.large = None;
     }
 
     /// Whether the client must keep its connection from now on: a statement of its cannot be carried to another. Tells it once.
@@ -304,16 +424,15 @@ impl Renamer {
         part: Part<'_>,
         bytes: &[u8],
         names: &ClientStatements,
-        replaced: Option<&Statement>,
-        failed: bool,
+        transaction: Transaction,
         server: &mut ServerStatements,
         out: &mut Vec<u8>,
     ) -> Head {
         let decided = bytes.get(HEADER_LEN..).and_then(|body| match part.tag {
-            b'P' => self.parse(part, body, names, replaced, failed, server, out),
-            b'B' => bind(bytes, body, names, server, out),
-            b'D' => describe(part, body, names, server, out),
-            _ => close(part, body, server),
+            b'P' => self.parse(part, body, names, transaction, server, out),
+            b'B' => self.bind(bytes, body, names, server, out),
+            b'D' => self.describe(part, body, names, server, out),
+            _ => self.close(part, body, server),
         });
         match decided {
             Some(head) => head,
@@ -331,14 +450,14 @@ impl Renamer {
         part: Part<'_>,
         body: &[u8],
         names: &ClientStatements,
-        replaced: Option<&Statement>,
-        failed: bool,
+        transaction: Transaction,
         server: &mut ServerStatements,
         out: &mut Vec<u8>,
     ) -> Option<Head> {
         let (name, _) = split_cstr(body)?;
         if name.is_empty() {
             server.unnamed = true;
+            self.unnamed = true;
             server.expect(b'1', Reply::Pass, None);
             return Some(Head::Pass);
         }
@@ -352,11 +471,13 @@ impl Renamer {
             server.expect(b'1', Reply::Pass, None);
             return Some(Head::Pass);
         };
-        if let Some(old) = replaced {
+        if let Some(old) = &self.replaced {
             // The name is taken: the server shall say so.
-            server.ensure(old, out);
+            if transaction != Transaction::Failed {
+                server.ensure(old, out);
+            }
             server.parse(old.id, &statement.content, Reply::Pass, None, out);
-        } else if !failed && server.has(statement.id) {
+        } else if transaction == Transaction::Sound && server.has(statement.id) {
             push_message(out, b'C', NO_STATEMENT);
             server.expect(b'3', Reply::As(b'1'), None);
         } else {
@@ -364,90 +485,107 @@ impl Renamer {
         }
         Some(Head::Replaced)
     }
-}
 
-/// A Bind: the names come first, the rest goes on as it is.
-fn bind(
-    bytes: &[u8],
-    body: &[u8],
-    names: &ClientStatements,
-    server: &mut ServerStatements,
-    out: &mut Vec<u8>,
-) -> Option<Head> {
-    let (portal, rest) = split_cstr(body)?;
-    let (name, rest) = split_cstr(rest)?;
-    let Some(statement) = names.get(name) else {
-        return Some(Head::Pass);
-    };
-    if !use_statement(name, statement, server, out) {
-        return Some(Head::Pass);
-    }
-    let new = mirror_name(statement.id);
-    let len = u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[4]])
-        .wrapping_add(new.len() as u32)
-        .wrapping_sub(name.len() as u32);
-    out.push(b'B');
-    out.extend(len.to_be_bytes());
-    for part in [portal, b"\0", new.as_bytes(), b"\0", rest] {
-        out.extend_from_slice(part);
-    }
-    Some(Head::Replaced)
-}
-
-fn describe(
-    part: Part<'_>,
-    body: &[u8],
-    names: &ClientStatements,
-    server: &mut ServerStatements,
-    out: &mut Vec<u8>,
-) -> Option<Head> {
-    if body.first() == Some(&b'P') {
-        return Some(Head::Pass);
-    }
-    if !part.last {
-        return None;
-    }
-    let (name, rest) = split_cstr(body.get(1..)?)?;
-    let Some(statement) = names.get(name) else {
-        return Some(Head::Pass);
-    };
-    if !use_statement(name, statement, server, out) {
-        return Some(Head::Pass);
-    }
-    let new = mirror_name(statement.id);
-    push_message(out, b'D', &[b"S", new.as_bytes(), b"\0", rest].concat());
-    Some(Head::Replaced)
-}
-
-/// A Close: nothing on the server has this name, and closing nothing is no error.
-fn close(part: Part<'_>, body: &[u8], server: &mut ServerStatements) -> Option<Head> {
-    if !part.last {
-        return None;
-    }
-    if body == b"S\0" {
-        server.unnamed = false;
-    }
-    server.expect(b'3', Reply::Pass, None);
-    Some(Head::Pass)
-}
-
-/// Sees to it that the statement is there for a message that uses it; whether the message must be renamed.
-fn use_statement(
-    name: &[u8],
-    statement: &Statement,
-    server: &mut ServerStatements,
-    out: &mut Vec<u8>,
-) -> bool {
-    if name.is_empty() {
-        if !server.unnamed {
-            server.unnamed = true;
-            push_message(out, b'P', &[b"\0", &statement.content[..]].concat());
-            server.expect(b'1', Reply::Drop, None);
+    /// A Bind: the names come first, the rest goes on as it is.
+    fn bind(
+        &mut self,
+        bytes: &[u8],
+        body: &[u8],
+        names: &ClientStatements,
+        server: &mut ServerStatements,
+        out: &mut Vec<u8>,
+    ) -> Option<Head> {
+        let (portal, rest) = split_cstr(body)?;
+        let (name, rest) = split_cstr(rest)?;
+        if name.is_empty() && self.large.is_some() {
+            self.large = Some(Large::Bound);
         }
-        return false;
+        let Some(new) = self.use_statement(name, names, server, out) else {
+            return Some(Head::Pass);
+        };
+        let len = u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[4]])
+            .wrapping_add(new.len() as u32)
+            .wrapping_sub(name.len() as u32);
+        out.push(b'B');
+        out.extend(len.to_be_bytes());
+        for part in [portal, b"\0", new.as_bytes(), b"\0", rest] {
+            out.extend_from_slice(part);
+        }
+        Some(Head::Replaced)
     }
-    server.ensure(statement, out);
-    true
+
+    fn describe(
+        &mut self,
+        part: Part<'_>,
+        body: &[u8],
+        names: &ClientStatements,
+        server: &mut ServerStatements,
+        out: &mut Vec<u8>,
+    ) -> Option<Head> {
+        if body.first() == Some(&b'P') {
+            return Some(Head::Pass);
+        }
+        if !part.last {
+            return None;
+        }
+        let (name, rest) = split_cstr(body.get(1..)?)?;
+        let Some(new) = self.use_statement(name, names, server, out) else {
+            return Some(Head::Pass);
+        };
+        push_message(out, b'D', &[b"S", new.as_bytes(), b"\0", rest].concat());
+        Some(Head::Replaced)
+    }
+
+    /// A Close: nothing on the server has this name, and closing nothing is no error.
+    fn close(
+        &mut self,
+        part: Part<'_>,
+        body: &[u8],
+        server: &mut ServerStatements,
+    ) -> Option<Head> {
+        if !part.last {
+            return None;
+        }
+        if body == b"S\0" {
+            server.unnamed = false;
+            self.large = None;
+        }
+        server.expect(b'3', Reply::Pass, None);
+        Some(Head::Pass)
+    }
+
+    /// Sees to it that the statement of this name is there for a message that uses it, or that none is; the name to give it if it is
+    /// another.
+    fn use_statement(
+        &self,
+        name: &[u8],
+        names: &ClientStatements,
+        server: &mut ServerStatements,
+        out: &mut Vec<u8>,
+    ) -> Option<String> {
+        let statement = names.get(name);
+        if !name.is_empty() {
+            let statement = statement?;
+            server.ensure(statement, out);
+            return Some(mirror_name(statement.id));
+        }
+        if server.unnamed || self.large.is_some() {
+            return None;
+        }
+        server.unnamed = true;
+        match statement {
+            Some(statement) => {
+                push_message(out, b'P', &[b"\0", &statement.content[..]].concat());
+                server.expect(b'1', Reply::Drop, None);
+            }
+            None => {
+                // What is there belongs to another client.
+                push_message(out, b'C', b"S\0");
+                server.expect(b'3', Reply::Drop, None);
+            }
+        }
+        None
+    }
 }
 
 #[cfg(test)]
@@ -461,6 +599,7 @@ mod tests {
         names: ClientStatements,
         renamer: Renamer,
         cycle: u64,
+        transaction: Transaction,
     }
 
     impl Client {
@@ -474,19 +613,23 @@ mod tests {
         ) -> Vec<u8> {
             let mut bytes = Vec::new();
             push_message(&mut bytes, tag, body);
-            let (mut sent, mut replaced) = (Vec::new(), None);
+            let mut sent = Vec::new();
             let parts: Vec<&[u8]> = bytes.chunks(size).collect();
             for (at, part) in parts.iter().enumerate() {
                 let last = at + 1 == parts.len();
-                if last && tag == b'P' {
-                    let (name, _) = split_cstr(body).unwrap();
-                    replaced = self.names.get(name).filter(|_| !name.is_empty()).cloned();
-                    let named = Named::Parse {
-                        name,
-                        body: Some(body),
-                        ordinal: 0,
-                    };
-                    self.names.observe(&named, self.cycle);
+                let ordinal = 0;
+                let named = match tag {
+                    b'P' => Some(Named::Parse {
+                        name: split_cstr(body).unwrap().0,
+                        body: (body.len() <= STATEMENT_CAPTURE_MAX).then_some(body),
+                        ordinal,
+                    }),
+                    b'Q' => Some(Named::Query { ordinal }),
+                    _ => None,
+                };
+                if let Some(named) = named.filter(|_| last) {
+                    let names = &mut self.names;
+                    self.renamer.named(&named, self.cycle, names, server);
                 }
                 let part = Part {
                     tag,
@@ -494,14 +637,9 @@ mod tests {
                     first: at == 0,
                     last,
                 };
-                let step = self.renamer.client(
-                    part,
-                    &self.names,
-                    replaced.as_deref(),
-                    false,
-                    server,
-                    &mut sent,
-                );
+                let step =
+                    self.renamer
+                        .client(part, &mut self.names, self.transaction, server, &mut sent);
                 match step {
                     Step::Pass => sent.extend_from_slice(part.bytes),
                     Step::Replaced => {}
@@ -582,6 +720,27 @@ mod tests {
     }
 
     #[test]
+    fn what_was_closed_for_a_parse_that_failed_is_prepared_anew() {
+        let (mut one, mut two, mut server) = (
+            Client::default(),
+            Client::default(),
+            ServerStatements::default(),
+        );
+        one.send(&mut server, b'P', PARSE, 99);
+        assert_eq!(
+            (server.reply(b'3'), server.reply(b'1')),
+            (Reply::Drop, Reply::Pass)
+        );
+        server.released();
+        two.transaction = Transaction::Failed;
+        assert_eq!(tags(&two.send(&mut server, b'P', PARSE, 99)), "CP");
+        assert_eq!(server.reply(b'3'), Reply::Drop);
+        server.cycle_done(0, true);
+        server.released();
+        assert_eq!(tags(&one.send(&mut server, b'B', BIND, 99)), "CPB");
+    }
+
+    #[test]
     fn a_name_that_is_taken_is_parsed_under_the_name_that_is_taken() {
         let (mut client, mut server) = (Client::default(), ServerStatements::default());
         client.send(&mut server, b'P', PARSE, 99);
@@ -613,8 +772,40 @@ mod tests {
         client.send(&mut a, b'Q', b"SELECT 1\0", 99);
         assert_eq!(
             tags(&client.send(&mut a, b'B', b"\0\0\0\0\0\0\0\0", 99)),
-            "PB"
+            "CB"
         );
+    }
+
+    #[test]
+    fn a_client_without_an_unnamed_statement_never_binds_another_clients() {
+        let (mut one, mut two, mut server) = (
+            Client::default(),
+            Client::default(),
+            ServerStatements::default(),
+        );
+        one.send(&mut server, b'P', b"\0SELECT 1\0\0\0", 99);
+        assert_eq!(server.reply(b'1'), Reply::Pass);
+        server.released();
+        let sent = two.send(&mut server, b'B', b"\0\0\0\0\0\0\0\0", 99);
+        assert_eq!((tags(&sent).as_str(), &sent[5..7]), ("CB", &b"S\0"[..]));
+        assert_eq!(server.reply(b'3'), Reply::Drop);
+        server.released();
+        assert_eq!(tags(&two.send(&mut server, b'D', b"S\0", 99)), "CD");
+    }
+
+    #[test]
+    fn a_large_unnamed_statement_keeps_its_connection_until_it_is_bound() {
+        let (mut client, mut server) = (Client::default(), ServerStatements::default());
+        let body = [b"\0", &vec![b'x'; 4 * STATEMENT_CAPTURE_MAX][..], b"\0\0\0"].concat();
+        client.send(&mut server, b'P', &body, 8192);
+        assert!(client.renamer.awaits_bind());
+        let sent = client.send(&mut server, b'B', b"\0\0\0\0\0\0\0\0", 99);
+        assert_eq!(tags(&sent), "B");
+        assert!(!client.renamer.awaits_bind() && !client.renamer.take_pin());
+        client.renamer.forget_large();
+        server.released();
+        let sent = client.send(&mut server, b'B', b"\0\0\0\0\0\0\0\0", 99);
+        assert_eq!(tags(&sent), "CB");
     }
 
     #[test]

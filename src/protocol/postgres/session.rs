@@ -57,7 +57,8 @@ pub struct SessionState {
     values: Values,
     /// What the startup packet asked for: RESET returns to it.
     base: BTreeMap<Vec<u8>, Setting>,
-    pending: Vec<Change>,
+    /// With the cycle that each comes in: later ones may be under way before an earlier one has ended.
+    pending: Vec<(u64, Change)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,8 +152,8 @@ impl SessionState {
         }
     }
 
-    /// A statement text (one or several statements) that the client sent. Takes effect at [`settle`](Self::settle).
-    pub fn observe(&mut self, sql: &[u8]) {
+    /// A statement text (one or several statements) that the client sent in this cycle. Takes effect at [`settle`](Self::settle).
+    pub fn observe(&mut self, sql: &[u8], cycle: u64) {
         let mut lexer = Lexer::new(sql);
         let (mut start, mut depth) = (0, 0u32);
         let mut tokens: Vec<Token<'_>> = Vec::new();
@@ -165,7 +166,7 @@ impl SessionState {
             }
             if token.is_none() || token == Some(Token::Op(b';')) && depth == 0 {
                 let end = lexer.position() - usize::from(token.is_some());
-                self.statement(&tokens, &sql[start..end]);
+                self.statement(&tokens, &sql[start..end], cycle);
                 tokens.clear();
                 start = lexer.position();
                 if token.is_none() {
@@ -178,7 +179,7 @@ impl SessionState {
     }
 
     /// `tokens`: the first five.
-    fn statement(&mut self, tokens: &[Token<'_>], text: &[u8]) {
+    fn statement(&mut self, tokens: &[Token<'_>], text: &[u8], cycle: u64) {
         let text = text.trim_ascii();
         if text.len() > STATEMENT_LEN_MAX || self.pending.len() >= PENDING_MAX {
             return;
@@ -211,14 +212,15 @@ impl SessionState {
             [b"rollback" | b"abort", rest @ ..] => rollback_to(rest).map(Change::RollbackTo),
             _ => None,
         };
-        self.pending.extend(change);
+        self.pending.extend(change.map(|change| (cycle, change)));
     }
 
-    /// The unit ended; `committed` unless its transaction was rolled back or its statement failed. PREPARE, DEALLOCATE and
-    /// DISCARD ALL do not belong to a transaction and stay.
-    pub fn settle(&mut self, committed: bool) {
+    /// The unit ended with this cycle; `committed` unless its transaction was rolled back or its statement failed. PREPARE,
+    /// DEALLOCATE and DISCARD ALL do not belong to a transaction and stay.
+    pub fn settle(&mut self, cycle: u64, committed: bool) {
         let mut changes: Vec<Change> = Vec::new();
-        for change in self.pending.drain(..) {
+        let count = self.pending.partition_point(|(of, _)| *of <= cycle);
+        for (_, change) in self.pending.drain(..count) {
             if let Change::RollbackTo(name) = &change {
                 let savepoint = Change::Savepoint(name.clone());
                 if let Some(at) = changes.iter().rposition(|have| *have == savepoint) {
@@ -307,6 +309,11 @@ impl SessionState {
             hash.update(reported);
         }
         hash.digest128()
+    }
+
+    /// Whether something of a later cycle waits for [`settle`](Self::settle).
+    pub fn is_unsettled(&self) -> bool {
+        !self.pending.is_empty()
     }
 
     /// Statements that bring a connection that is as `have` to this state, to be run one by one outside a transaction. In the
@@ -546,8 +553,8 @@ mod tests {
     }
 
     fn run(state: &mut SessionState, sql: &str, committed: bool) {
-        state.observe(sql.as_bytes());
-        state.settle(committed);
+        state.observe(sql.as_bytes(), 1);
+        state.settle(1, committed);
     }
 
     fn diff(want: &SessionState, have: &SessionState) -> Vec<String> {
@@ -561,8 +568,8 @@ mod tests {
     fn the_scope_is_that_of_search_path_and_role() {
         let after = |sql: &[u8]| {
             let mut state = SessionState::default();
-            state.observe(sql);
-            state.settle(true);
+            state.observe(sql, 1);
+            state.settle(1, true);
             state.scope()
         };
         assert_eq!(
@@ -687,5 +694,20 @@ mod tests {
             diff(&want, &have),
             ["SELECT pg_catalog.set_config('timezone', 'Europe/Oslo', false)"]
         );
+    }
+
+    #[test]
+    fn what_a_later_cycle_of_a_pipeline_changes_waits_for_that_cycle() {
+        let (mut state, fresh) = (SessionState::default(), SessionState::default());
+        state.observe(b"SELECT 1/0", 1);
+        state.observe(b"SET work_mem = '1MB'", 2);
+        state.observe(b"SET lock_timeout = 1", 3);
+        state.settle(1, false);
+        assert!(state.diff(&fresh).is_empty() && state.is_unsettled());
+        state.settle(2, true);
+        assert_eq!(state.diff(&fresh), [b"SET work_mem = '1MB'".to_vec()]);
+        state.settle(3, false);
+        assert_eq!(state.diff(&fresh).len(), 1);
+        assert!(!state.is_unsettled());
     }
 }

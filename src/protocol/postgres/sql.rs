@@ -516,6 +516,8 @@ struct Normal {
     text_max: usize,
     /// The next piece needs no space before it.
     glued: bool,
+    /// The last piece is a letter of an operator, which the next may go on.
+    in_operator: bool,
 }
 
 impl Normal {
@@ -525,6 +527,7 @@ impl Normal {
             text: Vec::new(),
             text_max,
             glued: true,
+            in_operator: false,
         };
         let mut tokens = Lexer::new(sql).peekable();
         while let Some(token) = tokens.next() {
@@ -543,7 +546,16 @@ impl Normal {
     }
 
     fn push(&mut self, piece: &[u8], op: bool) {
-        let follows = op && matches!(piece, b")" | b"," | b"." | b";" | b":" | b"(");
+        const OPERATORS: &[u8] = b"+-*/<>=~!@#%^&|`?";
+        let is_operator = op && OPERATORS.contains(&piece[0]);
+        let follows = match piece {
+            b")" | b"," | b"." | b";" | b":" => op,
+            b"(" => op && !self.in_operator,
+            // A sign begins anew, or two of them would read as a comment.
+            b"+" | b"-" => false,
+            _ => is_operator && self.in_operator,
+        };
+        self.in_operator = is_operator;
         let space = !(self.glued || follows);
         for part in [if space { &b" "[..] } else { b"" }, piece] {
             self.hash.update(part);
@@ -614,6 +626,23 @@ mod tests {
             "",
         ] {
             assert!(!traces(sql), "{sql}");
+        }
+    }
+
+    #[test]
+    fn operators_of_several_letters_stay_whole_in_the_text() {
+        for (sql, text) in [
+            ("select a||'x' from t", "select a || ? from t"),
+            ("select a || (b) from t", "select a || (b) from t"),
+            (
+                "where a<=1 and b!=2 and c->>'k'='v'",
+                "where a <= ? and b != ? and c ->> ? = ?",
+            ),
+            ("select a - -1, a*-1, f(x)", "select a - - ?, a * - ?, f(x)"),
+            ("select count(*) from t", "select count(*) from t"),
+            ("select x::int", "select x::int"),
+        ] {
+            assert_eq!(fingerprint(sql.as_bytes()).1, text, "{sql}");
         }
     }
 

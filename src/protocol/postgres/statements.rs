@@ -85,30 +85,47 @@ impl Snapshot {
     }
 }
 
-/// The named statements of one client. Believes what the client sent and takes back what the primary refused.
+/// The named statements of one client. Believes what the client sent and takes back what the primary refused or skipped.
 #[derive(Debug, Default)]
 pub struct ClientStatements {
     now: Snapshot,
     bytes: usize,
+    /// In the order of the messages.
     pending: VecDeque<Pending>,
+    /// The newest cycle that is answered.
+    settled: u64,
     lost: u64,
 }
 
+/// What a message has changed here and not yet, for all we know, on the server.
 #[derive(Debug)]
 struct Pending {
     cycle: u64,
     ordinal: u32,
-    name: Box<[u8]>,
-    made: Rc<Statement>,
-    before: Option<Rc<Statement>>,
+    undo: Undo,
+}
+
+#[derive(Debug)]
+enum Undo {
+    /// What this name stood for.
+    Name(Box<[u8]>, Option<Rc<Statement>>),
+    /// What all names stood for.
+    All(Rc<Names>),
 }
 
 impl ClientStatements {
-    /// A Parse or Close of the client, in the cycle that the tracker named.
+    /// A message of the client about a statement, in the cycle that the tracker named.
     pub fn observe(&mut self, named: &Named<'_>, cycle: u64) {
         match *named {
             Named::Bind { .. } => {}
-            Named::Close { name } => self.forget(name),
+            Named::Close { name, ordinal } => {
+                let before = self.forget(name);
+                self.expect(cycle, ordinal, name, None, before);
+            }
+            Named::Query { ordinal } => {
+                let before = self.forget(b"");
+                self.expect(cycle, ordinal, b"", None, before);
+            }
             Named::Parse {
                 name,
                 body,
@@ -117,47 +134,83 @@ impl ClientStatements {
                 let content = body.and_then(split_cstr).map(|(_, content)| content);
                 let room = CLIENT_STATEMENT_BYTES_MAX.saturating_sub(self.bytes);
                 let full = self.now.names.len() >= CLIENT_STATEMENTS_MAX;
-                let before = self.now.get(name).cloned();
-                self.forget(name);
-                let Some(content) = content.filter(|c| !full && c.len() <= room) else {
-                    self.lost += 1;
-                    return;
-                };
-                let made = Rc::new(Statement::new(content));
-                self.put(name.into(), Rc::clone(&made));
-                if self.pending.len() < PENDING_MAX {
-                    let name = name.into();
-                    self.pending.push_back(Pending {
-                        cycle,
-                        ordinal,
-                        name,
-                        made,
-                        before,
-                    });
-                }
+                let before = self.forget(name);
+                let content = content.filter(|c| !full && c.len() <= room);
+                self.lost += u64::from(content.is_none());
+                let made = content.map(|content| Rc::new(Statement::new(content)));
+                self.put(name, made.clone());
+                self.expect(cycle, ordinal, name, made.as_ref(), before);
             }
         }
     }
 
-    /// The primary has answered: Parses that it did not complete are taken back.
+    /// The message takes effect when the server comes to it, unless that skips it.
+    fn expect(
+        &mut self,
+        cycle: u64,
+        ordinal: u32,
+        name: &[u8],
+        made: Option<&Rc<Statement>>,
+        before: Option<Rc<Statement>>,
+    ) {
+        // Nothing for nothing changes nothing, unless the first nothing is in doubt itself.
+        let changes = made.is_some() || before.is_some() || !self.pending.is_empty();
+        if changes && self.pending.len() < PENDING_MAX {
+            self.pending.push_back(Pending {
+                cycle,
+                ordinal,
+                undo: Undo::Name(name.into(), before),
+            });
+        }
+    }
+
+    /// The primary has answered: what it refused or skipped is taken back.
     pub fn settle(&mut self, done: &CycleDone) {
-        while self
-            .pending
-            .front()
-            .is_some_and(|pending| pending.cycle <= done.cycle)
-        {
-            let Some(pending) = self.pending.pop_front() else {
-                return;
-            };
-            let failed = done.had_error && pending.ordinal >= done.parsed;
-            let current = self.now.get(&pending.name);
-            if failed && current.is_some_and(|now| Rc::ptr_eq(now, &pending.made)) {
-                self.forget(&pending.name);
-                if let Some(before) = pending.before {
-                    self.put(pending.name, before);
+        // More cycles than this one are answered at once only if an error made the server skip what was between them.
+        let first = self.settled + 1;
+        self.settled = done.cycle;
+        let count = self.pending.partition_point(|one| one.cycle <= done.cycle);
+        if !done.had_error {
+            self.pending.drain(..count);
+            return;
+        }
+        let answered: Vec<Pending> = self.pending.drain(..count).collect();
+        // The newest first, since each notes what the one before it left.
+        for one in answered.into_iter().rev() {
+            let skipped = one.cycle > first || one.ordinal > done.answered;
+            let failed = !skipped && one.ordinal == done.answered;
+            match one.undo {
+                // The unnamed statement ends with the message, however that fares.
+                Undo::Name(name, _) if failed && name.is_empty() => self.restore(&name, None),
+                Undo::Name(name, before) if failed || skipped => self.restore(&name, before),
+                Undo::All(before) if failed || skipped => {
+                    for (name, statement) in before.iter() {
+                        self.restore(name, Some(statement.clone()));
+                    }
                 }
+                Undo::Name(..) | Undo::All(_) => {}
             }
         }
+    }
+
+    /// The name stands for this, or did before messages that are still unanswered.
+    fn restore(&mut self, name: &[u8], statement: Option<Rc<Statement>>) {
+        for later in &mut self.pending {
+            match &mut later.undo {
+                Undo::Name(other, before) if **other == *name => return *before = statement,
+                Undo::All(before) if !name.is_empty() => {
+                    let before = Rc::make_mut(before);
+                    match statement {
+                        Some(statement) => before.insert(name.into(), statement),
+                        None => before.remove(name),
+                    };
+                    return;
+                }
+                Undo::Name(..) | Undo::All(_) => {}
+            }
+        }
+        self.forget(name);
+        self.put(name, statement);
     }
 
     /// DEALLOCATE ALL or DISCARD ALL: the unnamed statement stays.
@@ -171,8 +224,23 @@ impl ClientStatements {
         self.pending.clear();
     }
 
-    /// DEALLOCATE of one, or a Close.
-    pub fn forget(&mut self, name: &[u8]) {
+    /// The same is on its way, as this message of that cycle.
+    pub fn clear_at(&mut self, cycle: u64, ordinal: u32) {
+        let pending = std::mem::take(&mut self.pending);
+        let before = self.now.names.clone();
+        self.clear();
+        self.pending = pending;
+        if self.pending.len() < PENDING_MAX {
+            self.pending.push_back(Pending {
+                cycle,
+                ordinal,
+                undo: Undo::All(before),
+            });
+        }
+    }
+
+    /// Returns what it stood for.
+    fn forget(&mut self, name: &[u8]) -> Option<Rc<Statement>> {
         let old = if name.is_empty() {
             self.now.unnamed.take()
         } else if self.now.names.contains_key(name) {
@@ -180,15 +248,19 @@ impl ClientStatements {
         } else {
             None
         };
-        self.bytes -= old.map_or(0, |old| old.content.len() + name.len());
+        self.bytes -= old.as_ref().map_or(0, |old| old.content.len() + name.len());
+        old
     }
 
-    fn put(&mut self, name: Box<[u8]>, statement: Rc<Statement>) {
+    fn put(&mut self, name: &[u8], statement: Option<Rc<Statement>>) {
+        let Some(statement) = statement else {
+            return;
+        };
         self.bytes += statement.content.len() + name.len();
         if name.is_empty() {
             self.now.unnamed = Some(statement);
         } else {
-            Rc::make_mut(&mut self.now.names).insert(name, statement);
+            Rc::make_mut(&mut self.now.names).insert(name.into(), statement);
         }
     }
 
@@ -487,12 +559,12 @@ mod tests {
         out
     }
 
-    fn done(cycle: u64, had_error: bool, parsed: u32) -> CycleDone {
+    fn done(cycle: u64, had_error: bool, answered: u32) -> CycleDone {
         CycleDone {
             cycle,
             status: TxStatus::Idle,
             had_error,
-            parsed,
+            answered,
             unfinished: 0,
         }
     }

@@ -167,11 +167,12 @@ impl Assembler {
                 content.parsed_unnamed = true;
                 false
             }
-            Named::Bind { name: b"" } => !content.parsed_unnamed,
+            Named::Query { .. } => return,
+            Named::Bind { name: b"", .. } => !content.parsed_unnamed,
             _ => true,
         };
         let bound = match named {
-            Named::Bind { name } if foreign => carried.statement_of(name),
+            Named::Bind { name, .. } if foreign => carried.statement_of(name),
             _ => None,
         };
         if let Some(statement) = bound {

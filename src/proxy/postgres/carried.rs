@@ -19,8 +19,6 @@ pub(super) struct Carried {
     unsettled: bool,
     /// The last statement of the unit so far undid it.
     undone: bool,
-    /// The client uses the extended protocol.
-    prepares: bool,
 }
 
 impl Carried {
@@ -30,7 +28,6 @@ impl Carried {
             statements: ClientStatements::default(),
             unsettled: false,
             undone: false,
-            prepares: false,
         }
     }
 
@@ -39,19 +36,19 @@ impl Carried {
         Rc::make_mut(&mut self.state).parameter_status(name, value);
     }
 
-    /// The client runs this text. Returns whether it leaves traces: see [`PostgresOutcome::traces`].
-    pub fn statement(&mut self, text: &[u8], class: sql::Class) -> bool {
-        self.observe(text, class);
+    /// The client runs this text in this cycle. Returns whether it leaves traces: see [`PostgresOutcome::traces`].
+    pub fn statement(&mut self, text: &[u8], class: sql::Class, cycle: u64) -> bool {
+        self.observe(text, class, cycle);
         sql::leaves_traces(text, class)
     }
 
-    fn observe(&mut self, text: &[u8], class: sql::Class) {
+    fn observe(&mut self, text: &[u8], class: sql::Class, cycle: u64) {
         // What could not be read to its end may do this as well.
         let unread = class.intersects(sql::Class::UNKNOWN) && text.len() >= STATEMENT_CAPTURE_MAX;
         let concerns = sql::Class::SESSION | sql::Class::DEALLOCATES | sql::Class::SAVEPOINT;
         let in_question = class.intersects(concerns) || unread || self.unsettled;
         if in_question {
-            Rc::make_mut(&mut self.state).observe(text);
+            Rc::make_mut(&mut self.state).observe(text, cycle);
             self.unsettled = true;
         }
         if class.intersects(sql::Class::DEALLOCATES) {
@@ -63,15 +60,14 @@ impl Carried {
     /// The client made, executes or closed a prepared statement. A statement takes effect when it is executed, not when
     /// it is parsed; returns whether it leaves traces then.
     pub fn named(&mut self, named: &Named<'_>, cycle: u64) -> bool {
-        self.prepares = true;
         self.statements.observe(named, cycle);
-        let Named::Bind { name } = named else {
+        let Named::Bind { name, .. } = named else {
             return false;
         };
         let Some(statement) = self.statements.get(name).cloned() else {
             return false;
         };
-        self.observe(statement.sql(), statement.class);
+        self.observe(statement.sql(), statement.class, cycle);
         statement.traces
     }
 
@@ -85,12 +81,12 @@ impl Carried {
 
     /// ReadyForQuery; `unit_ended`: outside a transaction.
     pub fn settle(&mut self, done: &CycleDone, unit_ended: bool) {
-        if self.prepares {
-            self.statements.settle(done);
-        }
+        self.statements.settle(done);
         if unit_ended {
-            if std::mem::take(&mut self.unsettled) {
-                Rc::make_mut(&mut self.state).settle(!self.undone);
+            if self.unsettled {
+                let state = Rc::make_mut(&mut self.state);
+                state.settle(done.cycle, !self.undone);
+                self.unsettled = state.is_unsettled();
             }
             self.undone = false;
         }

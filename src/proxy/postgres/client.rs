@@ -358,36 +358,34 @@ impl PgSession {
         let mut assembler = self.assembler.borrow_mut();
         let mut carried = self.carried.borrow_mut();
         let mirrored = self.mirrored;
-        let mut newest = 0;
-        let result = self
-            .tracker
-            .borrow_mut()
-            .client(chunk, &mut |event| match event {
-                ClientEvent::Opened { cycle } => {
-                    if assembler.is_quiet() {
-                        self.began_ns.set(around.now_ns);
-                    }
-                    newest = cycle;
-                    assembler.opened(cycle, &carried, &around);
+        let mut tracker = self.tracker.borrow_mut();
+        let mut newest = tracker.newest_cycle();
+        let result = tracker.client(chunk, &mut |event| match event {
+            ClientEvent::Opened { cycle } => {
+                if assembler.is_quiet() {
+                    self.began_ns.set(around.now_ns);
                 }
-                ClientEvent::Bytes { range, cycle, .. } if mirrored => {
-                    newest = cycle;
-                    assembler.bytes(&chunk.slice(range), &around);
-                }
-                ClientEvent::Statement(text) => {
-                    let class = match text.truncated {
-                        true => sql::Class::UNKNOWN,
-                        false => sql::classify(text.sql),
-                    };
-                    let traces = !text.extended && carried.statement(text.sql, class);
-                    assembler.statement(text.sql, engine_class(class), traces);
-                }
-                ClientEvent::Named(named) => {
-                    let traces = carried.named(&named, newest);
-                    assembler.named(&named, &carried, traces);
-                }
-                _ => {}
-            });
+                newest = cycle;
+                assembler.opened(cycle, &carried, &around);
+            }
+            ClientEvent::Bytes { range, .. } if mirrored => {
+                assembler.bytes(&chunk.slice(range), &around);
+            }
+            ClientEvent::Statement(text) => {
+                let class = match text.truncated {
+                    true => sql::Class::UNKNOWN,
+                    false => sql::classify(text.sql),
+                };
+                let traces = !text.extended && carried.statement(text.sql, class, newest);
+                assembler.statement(text.sql, engine_class(class), traces);
+            }
+            ClientEvent::Named(named) => {
+                let traces = carried.named(&named, newest);
+                assembler.named(&named, &carried, traces);
+            }
+            _ => {}
+        });
+        drop(tracker);
         if let Err(violation) = result {
             drop((assembler, carried));
             self.lose_track(&violation);

@@ -5,9 +5,10 @@
 //! carried keeps its connection. The client's own bytes go to the assembler, as they do where it has a connection of its own.
 //!
 //! What a client may notice. Temporary tables, session-level advisory locks, LISTEN, cursors WITH HOLD, LOAD, `set_config` for the
-//! session and prepared statements too large to carry keep its connection until it leaves or runs DISCARD ALL; it counts
-//! against `pool_size` for that long. What a function does to the session inside is not seen. `currval`, and EXECUTE or DEALLOCATE of
-//! a statement that was prepared by the protocol, do not work across transactions. A name that is taken gives
+//! session and prepared statements too large to carry keep its connection until it leaves or runs DISCARD ALL (an unnamed one
+//! until it is bound); it counts against `pool_size` for that long. What a function does to the session inside is not seen. `currval`, and EXECUTE or DEALLOCATE of
+//! a statement that was prepared by the protocol, do not work across transactions. Who sends several cycles without waiting and
+//! names in one a statement that the server skipped or refused in an earlier one may find it there. A name that is taken gives
 //! SQLSTATE 42P05 with the name that the statement has on the server. A cancel request while the client waits for a
 //! connection does nothing. Replication is refused.
 
@@ -29,14 +30,12 @@ use crate::limits::SOCKET_SEND_BYTES;
 use crate::metrics;
 use crate::mirror::unit::ClientId;
 use crate::protocol::postgres::framer::MessageFramer;
-use crate::protocol::postgres::pinning::{self, Reset, begins_with, clears_all};
-use crate::protocol::postgres::rename::{Part, Renamer, Reply, Step};
+use crate::protocol::postgres::pinning::{self, Reset, begins_with};
+use crate::protocol::postgres::rename::{Part, Renamer, Reply, Step, Transaction};
 use crate::protocol::postgres::sql;
 use crate::protocol::postgres::startup::{Severity, encode_error, push_message};
 use crate::protocol::postgres::statements::ClientStatements;
-use crate::protocol::postgres::tracker::{
-    ClientEvent, Named, ServerEvent, Tracker, TxStatus, Violation,
-};
+use crate::protocol::postgres::tracker::{ClientEvent, ServerEvent, Tracker, TxStatus, Violation};
 use crate::proxy::Context;
 use crate::proxy::context::{self, SessionInfo};
 use crate::proxy::mirrors::MirrorGroup;
@@ -444,19 +443,18 @@ impl Pooled {
                 server.socket.send(chunk.slice(start..at));
                 return Ok(true);
             }
-            let replaced = self.observe_client(chunk, at..end, server)?;
+            self.observe_client(chunk, at..end, server)?;
             let part = Part {
                 tag,
                 bytes: &chunk[at..end],
                 first,
                 last: advance.done,
             };
-            let failed = self.tracker.status() == TxStatus::Failed;
+            let transaction = Transaction::of(&self.tracker);
             let step = self.renamer.client(
                 part,
-                &self.names,
-                replaced.as_deref(),
-                failed,
+                &mut self.names,
+                transaction,
                 &mut server.statements,
                 &mut out,
             );
@@ -484,13 +482,13 @@ impl Pooled {
         Ok(false)
     }
 
-    /// Reads a piece of one message along; returns what the name of a Parse stood for before.
+    /// Reads a piece of one message along.
     fn observe_client(
         &mut self,
         chunk: &Chunk,
         piece: std::ops::Range<usize>,
         server: &mut super::server_pool::Server,
-    ) -> Result<Option<Rc<crate::protocol::postgres::statements::Statement>>, Ended> {
+    ) -> Result<(), Ended> {
         let around = Surroundings {
             mirrors: &self.mirrors,
             ring: &self.context.ring,
@@ -498,9 +496,9 @@ impl Pooled {
             now_ns: self.context.ring.now_ns(),
         };
         let (assembler, carried, names) = (&mut self.assembler, &mut self.carried, &mut self.names);
+        let renamer = &mut self.renamer;
         let (mirrored, offset) = (self.mirrored, piece.start);
         let mut newest = self.tracker.newest_cycle();
-        let mut replaced = None;
         let (mut pins, mut changes, mut unknown) = (false, false, false);
         let (mut discards, mut resets) = (false, None);
         let began_ns = &mut self.began_ns;
@@ -522,35 +520,17 @@ impl Pooled {
                         true => sql::Class::UNKNOWN,
                         false => sql::classify(text.sql),
                     };
-                    let traces = !text.extended && carried.statement(text.sql, class);
+                    let traces = !text.extended && carried.statement(text.sql, class, newest);
                     assembler.statement(text.sql, engine_class(class), traces);
                     pins |= pinning::pins(text.sql);
                     changes |= class.intersects(sql::Class::SESSION | sql::Class::DEALLOCATES);
                     unknown |= class.intersects(sql::Class::UNKNOWN);
                     discards |= begins_with(text.sql, "discard");
                     resets = Reset::of(text.sql).or(resets.take());
-                    if class.intersects(sql::Class::DEALLOCATES) {
-                        server.statements.doubt();
-                        if !text.extended && clears_all(text.sql) {
-                            names.clear();
-                        }
-                    }
+                    renamer.statement(&text, class, &mut server.statements);
                 }
                 ClientEvent::Named(named) => {
-                    match named {
-                        Named::Parse { name, .. } if !name.is_empty() => {
-                            replaced = names.get(name).cloned();
-                        }
-                        Named::Bind { name } => {
-                            let class = names.get(name).map(|statement| statement.class);
-                            if class.is_some_and(|class| class.intersects(sql::Class::DEALLOCATES))
-                            {
-                                server.statements.doubt();
-                            }
-                        }
-                        _ => {}
-                    }
-                    names.observe(&named, newest);
+                    renamer.named(&named, newest, names, &mut server.statements);
                     let traces = carried.named(&named, newest);
                     assembler.named(&named, carried, traces);
                 }
@@ -563,7 +543,7 @@ impl Pooled {
         // RESET returns to what the connection began with, which is not what the client's startup packet says.
         self.doubtful |= resets.is_some();
         self.resets = resets.or(self.resets.take());
-        Ok(replaced)
+        Ok(())
     }
 
     /// Sends on what the primary sent.
@@ -676,10 +656,15 @@ impl Pooled {
             self.reset(&reset);
         }
         self.gate.idle.set(true);
+        if failed {
+            self.renamer.forget_large();
+        }
         if !self.pinned
+            && !self.renamer.awaits_bind()
             && let Some(mut lease) = self.lease.take()
         {
             self.key.slot.aim(None);
+            self.renamer.forget_large();
             if std::mem::take(&mut self.observed) {
                 lease.server().state.adopt(&self.carried.state());
             }

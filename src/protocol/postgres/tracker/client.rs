@@ -79,7 +79,8 @@ impl Tracker {
                     }
                     if advance.done {
                         let closes = self.cycles.end(tag);
-                        self.client.parses += u32::from(tag == b'P');
+                        let extended = matches!(tag, b'P' | b'B' | b'D' | b'C' | b'E');
+                        self.client.extended += u32::from(extended);
                         if closes {
                             self.flush(span, true, on);
                         }
@@ -99,7 +100,7 @@ impl Tracker {
         self.client.place = self.cycles.begin(tag);
         if self.client.place == Place::Opens {
             self.flush(span, false, on);
-            self.client.parses = 0;
+            self.client.extended = 0;
             self.client.opening = true;
             on(ClientEvent::Opened {
                 cycle: self.cycles.newest(),
@@ -140,6 +141,9 @@ impl ClientSide {
                     truncated,
                     extended: false,
                 }));
+                on(ClientEvent::Named(Named::Query {
+                    ordinal: self.extended,
+                }));
             }
             b'P' => {
                 if let Some((name, rest)) = split_cstr(body) {
@@ -155,19 +159,23 @@ impl ClientSide {
                     on(ClientEvent::Named(Named::Parse {
                         name,
                         body,
-                        ordinal: self.parses,
+                        ordinal: self.extended,
                     }));
                 }
             }
             b'B' => {
                 if let Some((name, _)) = split_cstr(body).and_then(|(_, rest)| split_cstr(rest)) {
-                    on(ClientEvent::Named(Named::Bind { name }));
+                    on(ClientEvent::Named(Named::Bind {
+                        name,
+                        ordinal: self.extended,
+                    }));
                 }
             }
             _ => {
                 if let Some((b'S', rest)) = body.split_first() {
                     on(ClientEvent::Named(Named::Close {
                         name: until_nul(rest),
+                        ordinal: self.extended,
                     }));
                 }
             }

@@ -207,6 +207,11 @@ impl Cycles {
         }
     }
 
+    /// Extended messages of the cycle under way that the server has completed.
+    pub fn answered(&self) -> u32 {
+        self.answered
+    }
+
     /// The server completed an extended message.
     pub fn answer(&mut self) {
         self.answered = self.answered.saturating_add(1);

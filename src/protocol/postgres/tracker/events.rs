@@ -68,18 +68,27 @@ pub enum Named<'a> {
         name: &'a [u8],
         /// The message's body; `None` if it is larger than the tracker holds.
         body: Option<&'a [u8]>,
-        /// How many Parse messages (named or not) came before it in the cycle; see [`CycleDone::parsed`].
+        /// How many extended messages came before it in the cycle; see [`CycleDone::answered`].
         ordinal: u32,
     },
     /// A Bind message: the statement is about to be executed.
     Bind {
         /// The statement's name.
         name: &'a [u8],
+        /// As of a Parse.
+        ordinal: u32,
     },
     /// A Close message for a statement.
     Close {
         /// The statement's name.
         name: &'a [u8],
+        /// As of a Parse.
+        ordinal: u32,
+    },
+    /// A Query message, behind its text: it ends the unnamed statement.
+    Query {
+        /// As of a Parse.
+        ordinal: u32,
     },
 }
 
@@ -157,8 +166,9 @@ pub struct CycleDone {
     pub status: TxStatus,
     /// An ErrorResponse was among the answers.
     pub had_error: bool,
-    /// How many Parse messages of the cycle were completed: those with a lower ordinal succeeded.
-    pub parsed: u32,
+    /// How many extended messages of the cycle were completed. After an error in one of them that one's ordinal is this number,
+    /// and those with a higher one were skipped.
+    pub answered: u32,
     /// So many bytes at the end of the cycle's bytes belong to a message that the client had not finished: leave them away.
     /// The rest of that message comes as [`ClientEvent::Stray`].
     pub unfinished: usize,

@@ -74,8 +74,8 @@ struct ClientSide {
     /// Where the current message belongs.
     place: Place,
     capture: Capture,
-    /// Parse messages in the newest cycle.
-    parses: u32,
+    /// Extended messages in the newest cycle.
+    extended: u32,
     /// The next bytes of the newest cycle are its first.
     opening: bool,
 }
@@ -93,7 +93,6 @@ struct ServerSide {
     digest: Option<RowsDigest>,
     /// Of the cycle under way.
     had_error: bool,
-    parsed: u32,
     error: server::ErrorFields,
 }
 
@@ -123,7 +122,7 @@ impl Tracker {
                 framer: MessageFramer::client(),
                 place: Place::Stray,
                 capture: Capture::default(),
-                parses: 0,
+                extended: 0,
                 opening: false,
             },
             server: ServerSide {
@@ -135,7 +134,6 @@ impl Tracker {
                 rows: 0,
                 digest: None,
                 had_error: false,
-                parsed: 0,
                 error: server::ErrorFields::default(),
             },
         }

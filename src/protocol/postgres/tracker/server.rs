@@ -78,11 +78,7 @@ impl Tracker {
     fn signal(&mut self, tag: u8, on: Sink<'_>) {
         let cycle = self.cycles.head();
         match tag {
-            b'1' => {
-                self.server.parsed = self.server.parsed.saturating_add(1);
-                self.cycles.answer();
-            }
-            b'2' | b'3' | b'n' => self.cycles.answer(),
+            b'1' | b'2' | b'3' | b'n' => self.cycles.answer(),
             b'I' => self.complete(b"(empty)", on),
             b's' => self.complete(b"(suspended)", on),
             b'N' => on(ServerEvent::Notice),
@@ -210,13 +206,13 @@ impl Tracker {
             }
             Phase::Ready | Phase::Replication => {}
         }
+        let answered = self.cycles.answered();
         let done = self
             .cycles
             .ready()
             .map_err(|_| Violation::UnexpectedReady)?;
         self.status = status;
         let had_error = std::mem::take(&mut self.server.had_error);
-        let parsed = std::mem::take(&mut self.server.parsed);
         self.server.reset_result();
         let Some(cycle) = done else { return Ok(()) };
         let mut unfinished = 0;
@@ -228,7 +224,7 @@ impl Tracker {
             cycle,
             status,
             had_error,
-            parsed,
+            answered,
             unfinished,
         }));
         Ok(())

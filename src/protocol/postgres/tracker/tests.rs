@@ -64,10 +64,12 @@ impl Script {
                     ClientEvent::Named(Named::Parse { name, ordinal, .. }) => {
                         format!("named {} {ordinal}", String::from_utf8_lossy(name))
                     }
-                    ClientEvent::Named(Named::Bind { name }) => {
+                    // Comes with each Query.
+                    ClientEvent::Named(Named::Query { .. }) => return,
+                    ClientEvent::Named(Named::Bind { name, .. }) => {
                         format!("bind {}", String::from_utf8_lossy(name))
                     }
-                    ClientEvent::Named(Named::Close { name }) => {
+                    ClientEvent::Named(Named::Close { name, .. }) => {
                         format!("close {}", String::from_utf8_lossy(name))
                     }
                     ClientEvent::Password { range } => format!("password {}", range.len()),
