@@ -306,6 +306,10 @@ impl Services {
             );
             let fresh = || Rc::new(MirrorGroup::new(units.clone()));
             let group = groups.get(&database.name).cloned().unwrap_or_else(fresh);
+            if !mirrors.is_empty() {
+                // Before clients come: where it cannot be had, mirrors do without.
+                self.context.ring.set_aside();
+            }
             group.set_mirrors(&mirrors, self.context.ring.now_ns());
             sources.insert(index, source(index, group, metrics));
         }

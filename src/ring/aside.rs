@@ -7,7 +7,8 @@
 //!
 //! Two things keep that invisible:
 //! - While clients come rarely the driver *listens*: an eventfd wakes it for mirrors as a completion of the main ring would.
-//! - What mirrors send carries the kernel's receive time ([`Arrivals`]), so a mirror is not slower for being heard late.
+//! - What mirrors send carries the kernel's receive time ([`Arrivals`]), so a mirror is not slower for being heard late; so does
+//!   what the main ring's own connections receive, so a mirror is not quicker for not having to wake the core.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -111,9 +112,11 @@ impl Core {
 }
 
 impl Ring {
-    /// Sets the second ring up unless that was done. False: it cannot be had, now or ever.
-    pub(super) fn set_aside(&self) -> bool {
+    /// Sets the second ring up, unless that was done: there are mirrors. Connections made from here on help to tell how long the
+    /// core takes to wake up. False: the ring cannot be had, now or ever.
+    pub fn set_aside(&self) -> bool {
         let core = &self.core;
+        let first = core.aside.get().is_none();
         let aside = core.aside.get_or_init(|| {
             let aside = Aside::new(core.entries.min(limits::ASIDE_ENTRIES), &core.slabs);
             aside
@@ -121,8 +124,8 @@ impl Ring {
                 .ok()
         });
         let Some(aside) = aside else { return false };
-        let mut state = core.state.borrow_mut();
-        if state.message.is_none() {
+        if first {
+            let mut state = core.state.borrow_mut();
             state.message = Some(message());
             state.pending.push(aside.bell_poll());
         }
@@ -167,7 +170,7 @@ impl State {
     pub(super) fn take_received(
         &mut self,
         slabs: &Rc<Slabs>,
-        home: Home,
+        key: Key,
         result: i32,
         flags: u32,
     ) -> Received {
@@ -181,14 +184,18 @@ impl State {
         };
         slabs.taken(slab);
         let chunk = Chunk::from_slab(slabs, slab, result.max(0) as u32);
-        let header = self.message.as_deref().filter(|_| home == Home::Aside);
+        let (home, stamped) = (self.slot(key).home, self.slot(key).stamped);
+        let header = self.message.as_deref().filter(|_| stamped);
         let Some(header) = header else {
             received.chunk = Some(chunk);
             return received;
         };
         if let Some((payload, stamp)) = take_apart(&chunk, header) {
             received.result = payload.len() as i32;
-            received.heard_ns = self.arrivals.heard_ns(stamp, self.now_ns);
+            match home {
+                Home::Main => self.arrivals.woken(stamp, self.now_ns),
+                Home::Aside => received.heard_ns = self.arrivals.heard_ns(stamp, self.now_ns),
+            }
             received.chunk = Some(chunk.slice(payload));
         }
         received
@@ -219,35 +226,64 @@ fn stamp(control: &[u8]) -> Option<u64> {
 }
 
 /// When mirrors' bytes came, by the rule that holds for all others: those that come while the core is at work are heard
-/// with its next turn, those that come while it sleeps end the sleep.
+/// with its next turn, those that come while it sleeps wake it, and are heard when it is awake.
 ///
-/// Mirrors' bytes do not end it; the kernel's stamp says when they would have.
+/// Mirrors' bytes do not wake it; the kernel's stamp says when they would have begun to. How long it takes to wake up is seen
+/// from the bytes that did wake it, where those have a stamp, and else guessed from earlier ones.
 #[derive(Default)]
 pub(super) struct Arrivals {
     /// When the last sleep began and ended.
-    pub(super) slept_ns: Range<u64>,
-    /// What the system's clock is ahead of ours, by the reading of this reap; `None` before it was read.
-    ahead_ns: Option<u64>,
+    slept_ns: Range<u64>,
+    /// From the first bytes that came in that sleep to its end, where that is known.
+    woke_in_ns: Option<u64>,
+    /// The mean of those.
+    wakes_in_ns: u64,
+    /// What the system's clock is ahead of ours.
+    ahead_ns: u64,
+    /// When that is to be read again: the clocks drift apart, and the system's may be set.
+    read_again_ns: u64,
 }
 
 impl Arrivals {
-    /// A reap begins: the clocks may have drifted apart, or the system's was set.
-    pub(super) fn begin_reap(&mut self) {
-        self.ahead_ns = None;
+    /// The core has slept.
+    pub(super) fn slept(&mut self, slept_ns: Range<u64>) {
+        if let Some(woke_in_ns) = self.woke_in_ns.take() {
+            self.wakes_in_ns = self.wakes_in_ns - self.wakes_in_ns / 16 + woke_in_ns / 16;
+        }
+        self.slept_ns = slept_ns;
     }
 
-    fn heard_ns(&mut self, stamp: Option<u64>, now_ns: u64) -> u64 {
-        let Some(stamp) = stamp else { return now_ns };
-        let ahead_ns = *self
-            .ahead_ns
-            .get_or_insert_with(|| system_ns().wrapping_sub(monotonic_ns()));
-        let came_ns = stamp.wrapping_sub(ahead_ns);
-        if came_ns > self.slept_ns.end {
-            return now_ns;
+    /// Bytes have come that wake the core.
+    fn woken(&mut self, stamp: Option<u64>, now_ns: u64) {
+        if let Some(came_ns) = self.came_asleep_ns(stamp, now_ns) {
+            let woke_in_ns = self.slept_ns.end - came_ns;
+            self.woke_in_ns = Some(self.woke_in_ns.unwrap_or(0).max(woke_in_ns));
         }
-        came_ns.max(self.slept_ns.start).min(now_ns)
+    }
+
+    /// When bytes that came aside are to count as heard.
+    fn heard_ns(&mut self, stamp: Option<u64>, now_ns: u64) -> u64 {
+        let Some(came_ns) = self.came_asleep_ns(stamp, now_ns) else {
+            return now_ns;
+        };
+        let wakes_in_ns = self.woke_in_ns.unwrap_or(self.wakes_in_ns);
+        (came_ns + wakes_in_ns).min(self.slept_ns.end)
+    }
+
+    /// When in the last sleep that was, if it was then.
+    fn came_asleep_ns(&mut self, stamp: Option<u64>, now_ns: u64) -> Option<u64> {
+        let stamp = stamp?;
+        if now_ns >= self.read_again_ns {
+            self.ahead_ns = system_ns().wrapping_sub(monotonic_ns());
+            self.read_again_ns = now_ns + CLOCK_HOLDS_NS;
+        }
+        let came_ns = stamp.wrapping_sub(self.ahead_ns);
+        (came_ns <= self.slept_ns.end).then(|| came_ns.max(self.slept_ns.start))
     }
 }
+
+/// For how long one reading of both clocks serves: at the pace that NTP may set, they are then half a microsecond apart.
+const CLOCK_HOLDS_NS: u64 = 1_000_000;
 
 /// The system's clock, which the kernel stamps with.
 fn system_ns() -> u64 {
@@ -263,7 +299,9 @@ mod tests {
     fn arrivals(slept_ns: Range<u64>) -> Arrivals {
         Arrivals {
             slept_ns,
-            ahead_ns: Some(1_000_000),
+            ahead_ns: 1_000_000,
+            read_again_ns: u64::MAX,
+            ..Arrivals::default()
         }
     }
 
@@ -273,9 +311,34 @@ mod tests {
     }
 
     #[test]
+    fn waking_up_takes_a_mirror_as_long_as_it_took_who_woke_the_core() {
+        let mut arrivals = arrivals(100..500);
+        arrivals.woken(Some(1_000_460), 500);
+        arrivals.woken(Some(1_000_480), 500);
+        assert_eq!(arrivals.heard_ns(Some(1_000_300), 900), 340);
+        assert_eq!(
+            arrivals.heard_ns(Some(1_000_470), 900),
+            500,
+            "awake by then"
+        );
+        // From then on it is known about how long it takes.
+        for sleep in 1..100u64 {
+            let start_ns = sleep * 1_000;
+            arrivals.slept(start_ns..start_ns + 500);
+            arrivals.woken(Some(1_000_000 + start_ns + 420), start_ns + 500);
+        }
+        arrivals.slept(200_000..200_500);
+        let heard_ns = arrivals.heard_ns(Some(1_200_100), 201_000);
+        assert!((200_160..=200_180).contains(&heard_ns), "{heard_ns}");
+    }
+
+    #[test]
     fn bytes_that_came_while_the_core_worked_are_heard_with_the_turn() {
         assert_eq!(arrivals(100..500).heard_ns(Some(1_000_700), 900), 900);
         assert_eq!(arrivals(100..500).heard_ns(None, 900), 900);
+        let mut busy = arrivals(100..500);
+        busy.woken(Some(1_000_700), 900);
+        assert_eq!(busy.woke_in_ns, None);
     }
 
     #[test]

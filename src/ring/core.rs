@@ -232,6 +232,8 @@ pub(super) struct Slot {
     generation: u32,
     /// The ring that all its operations are on.
     pub(super) home: Home,
+    /// The kernel says when bytes came; receives are messages then.
+    pub(super) stamped: bool,
     pub(super) fd: Option<OwnedFd>,
     /// Operations in the kernel that name this slot; it is reused only at 0.
     pub(super) ops: u32,
@@ -344,7 +346,7 @@ impl State {
         slot.receiving = true;
         let fd = types::Fd(self.raw_fd(key));
         let message = self.message.as_deref();
-        let receive = match message.filter(|_| self.slots[key.slot as usize].home == Home::Aside) {
+        let receive = match message.filter(|_| self.slots[key.slot as usize].stamped) {
             Some(message) => opcode::RecvMsgMulti::new(fd, message, GROUP).build(),
             None => opcode::RecvMulti::new(fd, GROUP).build(),
         };
@@ -549,7 +551,7 @@ impl State {
             result,
             chunk,
             heard_ns,
-        } = self.take_received(slabs, home, result, flags);
+        } = self.take_received(slabs, key, result, flags);
         let now_ns = self.now_ns;
         let slot = self.slot(key);
         slot.active_ns = now_ns;

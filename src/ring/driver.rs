@@ -206,7 +206,6 @@ impl Driver {
         drop(uring);
         let mut state = core.state.borrow_mut();
         state.now_ns = now_ns;
-        state.arrivals.begin_reap();
         state.stats.completions += self.completions.len() as u64;
         if !self.completions.is_empty() {
             self.quiet_ticks = 0;
@@ -296,7 +295,18 @@ impl Driver {
         );
         let mut state = core.state.borrow_mut();
         state.now_ns = now_ns;
-        let (mut ticked, mut worked, mut sent) = (false, false, false);
+        // A send that was submitted with the wait ends it before it has begun.
+        let is_send = |user_data| Op::of(user_data) == Some(Op::Send);
+        if std::mem::take(&mut self.waited)
+            && !(submitted
+                && self
+                    .completions
+                    .iter()
+                    .any(|(user_data, ..)| is_send(*user_data)))
+        {
+            state.arrivals.slept(before_ns..now_ns);
+        }
+        let (mut ticked, mut worked) = (false, false);
         let found = self.completions.len() as u64;
         state.stats.completions += found;
         state.stats.completions_max = state.stats.completions_max.max(found);
@@ -316,12 +326,7 @@ impl Driver {
                 continue;
             }
             worked = true;
-            sent |= Op::of(user_data) == Some(Op::Send);
             state.complete(&core.slabs, user_data, result, flags);
-        }
-        // A send that was submitted with the wait ends it before it has begun.
-        if std::mem::take(&mut self.waited) && !(submitted && sent) {
-            state.arrivals.slept_ns = before_ns..now_ns;
         }
         if worked {
             self.rhythm.beat(now_ns);

@@ -128,14 +128,13 @@ impl Socket {
             .with_time(KEEPALIVE_AFTER)
             .with_interval(KEEPALIVE_EVERY);
         let _ = options.set_tcp_keepalive(&keepalive);
-        if home == Home::Aside {
-            // Without it the time of the turn stands for the time of arrival.
-            stamp_arrivals(&fd);
-        }
+        // Only what this core connects to itself: primaries and mirrors.
+        let stamped = connecting.is_some() && ring.core.aside().is_some() && stamp_arrivals(&fd);
         let mut state = ring.core.state.borrow_mut();
         let raw = fd.as_raw_fd();
         let key = state.insert(fd);
         state.slot(key).home = home;
+        state.slot(key).stamped = stamped;
         if let Some(connecting) = connecting {
             let (base, len) = (connecting.address.as_ptr(), connecting.address.len());
             state.slot(key).connect = Some(connecting);
