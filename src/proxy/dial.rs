@@ -38,7 +38,7 @@ impl Context {
         Box::pin(self.dial(database, false)).await
     }
 
-    /// The same for a mirror: nothing that a client waits for may go this way ([`crate::ring::Ring::connect_aside`]).
+    /// The same for a mirror of Postgres: nothing that a client waits for may go this way ([`crate::ring::Ring::connect_aside`]).
     ///
     /// # Errors
     /// As [`Context::connect`].

@@ -63,6 +63,8 @@ pub struct RingStats {
     pub busy_ns: u64,
     /// Nanoseconds waiting.
     pub idle_ns: u64,
+    /// Slabs there are, those of the second ring included.
+    pub slabs: u64,
     /// Slabs referred to by queues of any kind, now.
     pub slabs_in_use: u64,
     /// Sockets open, now.
@@ -123,6 +125,7 @@ impl Ring {
         let state = self.core.state.borrow();
         let aside = self.core.aside();
         RingStats {
+            slabs: (self.core.slabs.count() + aside.map_or(0, |aside| aside.slabs.count())) as u64,
             slabs_in_use: (self.core.slabs.in_use() + aside.map_or(0, |aside| aside.slabs.in_use()))
                 as u64,
             sockets: (state.slots.len() - state.free.len()) as u64,

@@ -121,7 +121,7 @@ impl Worker {
 
     async fn open(&self) -> Result<Lane, Broken> {
         let destination = &self.mirror.destination;
-        let socket = self.context.connect_mirror(destination).await?;
+        let socket = self.context.connect(destination).await?;
         self.mirror.note_connection(socket.downgrade());
         let mut lane = Lane {
             socket,
