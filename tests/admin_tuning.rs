@@ -554,6 +554,7 @@ fn every_command_that_the_pages_show_is_one() {
         "../README.md",
         "../SECURITY.md",
         "runbook.md",
+        "commands.md",
         "postgres.md",
         "benchmarks.md",
     ] {
@@ -563,15 +564,14 @@ fn every_command_that_the_pages_show_is_one() {
             let words = line.split_whitespace().map(|word| word.trim_matches('\''));
             let parsed = Cli::try_parse_from(std::iter::once("parhelion").chain(words));
             if let Err(error) = parsed {
-                use clap::error::ErrorKind::{
-                    DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, MissingRequiredArgument,
-                };
                 // `ctl exposure` alone names the command; `--help` is one.
+                use clap::error::ErrorKind as Kind;
                 let is_name = matches!(
                     error.kind(),
-                    DisplayHelp
-                        | DisplayHelpOnMissingArgumentOrSubcommand
-                        | MissingRequiredArgument
+                    Kind::DisplayHelp
+                        | Kind::DisplayHelpOnMissingArgumentOrSubcommand
+                        | Kind::MissingRequiredArgument
+                        | Kind::MissingSubcommand
                 );
                 assert!(is_name, "{page}: {shown}\n{error}");
             }

@@ -4,7 +4,9 @@
 
 mod control_support;
 
-use clap::Parser;
+use std::fmt::Write as _;
+
+use clap::{CommandFactory, Parser};
 use control_support::{Port, filled_registry, step};
 use parhelion::cli::{Cli, Command};
 use parhelion::control::admin_sql::{self, Answer};
@@ -596,6 +598,50 @@ fn every_path_of_the_control_port_is_an_operation_or_a_page() {
         });
         assert!(is_page || is_operation, "{path}");
     }
+}
+
+/// The page for operators is this table, with the words of `ctl --help`.
+#[test]
+fn the_page_of_commands_is_made_from_the_table() {
+    let cli = Cli::command();
+    let ctl = cli.find_subcommand("ctl").unwrap();
+    let mut page = String::from(
+        "# One command layer\n\n\
+         What an operator can see and do, on each surface: the admin console (`psql -p 6432 admin`, where the example's names and \
+         values are yours), HTTP on the control port, and `parhelion ctl`. The answers are the same; `ctl --json` prints HTTP's. A \
+         POST carries `Content-Type: application/json`. This page is made from the table in `tests/control_layer.rs`.\n\n\
+         | what | SQL | HTTP | `ctl` |\n|---|---|---|---|\n",
+    );
+    for surface in SURFACES {
+        let name = surface.ctl.split(' ').next().unwrap();
+        let about = ctl.find_subcommand(name).unwrap().get_about().unwrap();
+        let (method, path, body) = surface.http;
+        let body = match body {
+            "" | "{}" => String::new(),
+            body => format!(" `{body}`"),
+        };
+        writeln!(
+            page,
+            "| {about} | `{}` | `{method} {path}`{body} | `ctl {}` |",
+            surface.sql,
+            surface.ctl.replace('*', "'*'")
+        )
+        .unwrap();
+    }
+    page.push_str(
+        "\nParts of these answers that the console shows by themselves: `SHOW POOLS` (of the mirrors), `SHOW STATS` (of the \
+         databases), `SHOW DISTRIBUTION` (of the latency), `SHOW TIMELINE` (of the report). `ctl top` polls status and mirrors. Pages \
+         and probes: `/` (dashboard), `/report`, `/metrics`, `/healthz`, `/readyz`.\n",
+    );
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tuning/commands.md");
+    if std::env::var_os("PARHELION_BLESS").is_some() {
+        std::fs::write(path, &page).unwrap();
+    }
+    let is_current = std::fs::read_to_string(path).is_ok_and(|kept| kept == page);
+    assert!(
+        is_current,
+        "PARHELION_BLESS=1 cargo test --test control_layer writes tuning/commands.md anew"
+    );
 }
 
 /// Every filter of one surface is one of the others, and finds the same records.

@@ -15,7 +15,7 @@ use control_support::chromium::Chromium;
 use parhelion::testing::proxy::{ProxyOptions, http_get};
 use parhelion::testing::wait::eventually;
 use serde_json::Value;
-use support::faults::{self, PATIENCE};
+use support::faults::{self, Load, PATIENCE};
 use support::resp::RespClient;
 
 /// A third of what is asked of `strange` is answered otherwise.
@@ -177,4 +177,35 @@ fn a_real_proxy_is_steered_from_the_page() {
         assert!(log.lines().any(is_told), "{what}: {log}");
     }
     assert_eq!(browser.complaints, Vec::<String>::new());
+}
+
+/// The kernel's share of the work is most of it, and is done inside the call that waits.
+#[test]
+fn a_core_tells_all_the_time_that_it_works() {
+    let [primary, same] = [(); 2].map(|()| faults::redis());
+    let options = ProxyOptions::new("redis", primary.address()).mirror(same.address());
+    let proxy = faults::start(&options);
+    let control = proxy.control();
+    let reading = || {
+        let status = faults::status(control);
+        let core = &status["cores"][0];
+        let seconds = |key: &str| core[key].as_u64().unwrap() as f64 / 1e9;
+        let used = status["process"]["cpu_seconds"].as_f64().unwrap();
+        [seconds("busy_ns"), seconds("idle_ns"), used]
+    };
+    let load = Load::start(proxy.address(), 4, 100);
+    load.progress(200);
+    let before = reading();
+    let after = eventually(PATIENCE, || {
+        let now = reading();
+        (now[2] - before[2] > 1.5).then_some(now)
+    });
+    let [busy, idle, used] = [0, 1, 2].map(|at| after.unwrap()[at] - before[at]);
+    load.finish();
+    // The rest is the control thread's, and a core tells every tenth of a second.
+    assert!(
+        busy > 0.7 * used && busy < used + 0.2,
+        "busy {busy} s of {used} s, idle {idle} s"
+    );
+    assert!(idle >= 0.0, "{idle}");
 }

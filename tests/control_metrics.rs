@@ -102,14 +102,17 @@ fn names_follow_the_conventions() {
     }
 }
 
+/// A registry with a source whose name has all that a label has to escape.
+fn with_an_odd_name(cores: usize, mirrors: usize) -> Registry {
+    let registry = filled_registry(cores, mirrors);
+    let odd = registry.mirror(0, "odd\"name\\with\nall", "x", Protocol::Redis);
+    odd.ledger.exclude();
+    registry
+}
+
 #[test]
 fn the_text_is_well_formed_and_series_are_unique() {
-    let registry = filled_registry(1, 2);
-    let name = "odd\"name\\with\nall";
-    registry
-        .mirror(0, name, "x", Protocol::Redis)
-        .ledger
-        .exclude();
+    let registry = with_an_odd_name(1, 2);
     let scrape = Scrape::take(&registry, "1", 0.0, false);
     let text = encode(&scrape, TextFormat::OpenMetrics);
     assert!(text.ends_with("# EOF\n"));
@@ -267,12 +270,7 @@ fn checked(program: &str, args: &[&str], text: &str) {
 
 #[test]
 fn the_parsers_of_others_accept_both_texts() {
-    let registry = filled_registry(2, 3);
-    let odd = "odd\"name\\with\nall";
-    registry
-        .mirror(0, odd, "x", Protocol::Redis)
-        .ledger
-        .exclude();
+    let registry = with_an_odd_name(2, 3);
     let scrape = Scrape::take(&registry, "1.2.3", 1.5, true);
     let both = [TABLE, COMPAT_TABLE];
     let python = concat!(env!("CARGO_MANIFEST_DIR"), "/target/venv/bin/python");

@@ -335,6 +335,12 @@ fn what_was_cancelled_on_the_primary_is_cancelled_on_the_mirror_after_the_same_t
     ok(&mut client, "INSERT INTO t VALUES (1)");
     ok(&mut client, "SAVEPOINT s");
     client.send(&wire::query("SELECT pg_sleep(60)"));
+    let runs = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(60)'";
+    let begun = eventually(PATIENCE, || {
+        (pair.primary.sql(SHOP, runs).unwrap() == "1").then_some(())
+    });
+    assert!(begun.is_some(), "the query never ran");
+    // The time that it is given on the mirror too.
     std::thread::sleep(Duration::from_millis(400));
     let mut cancel = std::net::TcpStream::connect(pair.proxy.address()).unwrap();
     std::io::Write::write_all(&mut cancel, &wire::cancel(client.pid, &client.key)).unwrap();

@@ -394,7 +394,11 @@ fn queued_units_are_drained_at_sigterm() {
     }
     assert_eq!(pair.ledger().in_flight, 30);
     pair.proxy.process().signal(Signal::TERM).unwrap();
-    thread::sleep(Duration::from_millis(300));
+    let address = pair.proxy.address();
+    let drains = eventually(PATIENCE, || {
+        std::net::TcpStream::connect(address).is_err().then_some(())
+    });
+    assert!(drains.is_some(), "it still accepts");
     pair.mirror.resume().unwrap();
     let status = pair.proxy.process().wait_exit(PATIENCE).unwrap();
     assert!(status.success());

@@ -239,3 +239,20 @@ fn a_parse_in_a_failed_transaction_costs_nobody_the_statement_of_the_same_text()
     let answer = one.until_ready();
     assert_eq!(support::pg_pair::rows(&answer), ["1"], "{}", show(&answer));
 }
+
+#[test]
+fn a_prepared_deallocate_all_may_be_prepared_and_run_again() {
+    let front = Front::start(FrontOptions::pooled(1));
+    let mut client = front.client();
+    let run = [wire::bind("", "a", 0, &[], 0), wire::execute("", 0)].concat();
+    for _ in 0..3 {
+        for ask in [wire::parse("a", "DEALLOCATE ALL", &[]), run.clone()] {
+            client.send(&[ask, wire::sync()].concat());
+            let answer = client.until_ready();
+            assert_eq!(sqlstate(&answer), None, "{}", show(&answer));
+            // Another client of the same statement in between.
+            let mut other = front.client();
+            other.query("select 1");
+        }
+    }
+}

@@ -243,8 +243,8 @@ proptest! {
             sql::fingerprint(&client);
             sql::has_order_by(&client);
             let mut session = SessionState::default();
-            session.observe(&client);
-            session.settle(true);
+            session.observe(&client, 1);
+            session.settle(1, true);
             session.diff(&SessionState::default());
         }
     }
@@ -257,8 +257,8 @@ proptest! {
         prop_assert_eq!(lexer.position(), text.len());
         sql::classify(text.as_bytes());
         let mut session = SessionState::default();
-        session.observe(text.as_bytes());
-        session.settle(true);
+        session.observe(text.as_bytes(), 1);
+        session.settle(1, true);
         session.diff(&SessionState::default());
     }
 

@@ -130,7 +130,12 @@ fn mistakes_with_units_of_the_session_cores_are_seen() {
         let redis = (0..16).filter(|seed| run_with(*seed, Resp::default(), Some(mistake)).is_err());
         let postgres =
             (0..16).filter(|seed| run_with(*seed, Postgres::default(), Some(mistake)).is_err());
-        let seen = (redis.count(), postgres.count());
+        let seeds: (Vec<u64>, Vec<u64>) = (redis.collect(), postgres.collect());
+        let seen = (seeds.0.len(), seeds.1.len());
+        let first = (seeds.0.first(), seeds.1.first());
+        println!(
+            "{mistake:?}: seen with {seen:?} of 16 seeds of Redis and Postgres, first {first:?}"
+        );
         assert!(seen.0 >= 8 && seen.1 >= 8, "{mistake:?}: {seen:?} of 16");
     }
 }
@@ -189,10 +194,13 @@ fn every_planted_mistake_is_seen() {
         Mistake::Starve,
         Mistake::Forget,
     ] {
-        let reports = (0..16).filter_map(|seed| run(seed, Some(mistake)).err());
-        let reports: Vec<String> = reports.collect();
-        let by_right_check = |text: &&String| seen_by(mistake).iter().any(|w| text.contains(w));
+        let reports = (0..16).filter_map(|seed| Some((seed, run(seed, Some(mistake)).err()?)));
+        let reports: Vec<(u64, String)> = reports.collect();
+        let by_right_check =
+            |(_, text): &&(u64, String)| seen_by(mistake).iter().any(|w| text.contains(w));
         let seen = reports.iter().filter(by_right_check).count();
+        let first = reports.iter().find(by_right_check).map(|(seed, _)| seed);
+        println!("{mistake:?}: seen with {seen} of 16 seeds, first {first:?}");
         assert!(
             seen >= 8,
             "{mistake:?} was seen with {seen} of 16 seeds: {reports:?}"

@@ -27,6 +27,7 @@ mod secure;
 mod slabs;
 mod socket;
 mod task;
+mod thread_time;
 mod timer;
 
 pub use chunk::Chunk;
@@ -38,4 +39,5 @@ pub use out::BY_REFERENCE_BYTES;
 pub use secure::Secured;
 pub use socket::{Address, Socket, WeakSocket};
 pub use task::{Notify, Queue, Queues, WaitQueue, Waiting};
+pub use thread_time::thread_cpu_ns;
 pub use timer::{Elapsed, Sleep};

@@ -18,7 +18,10 @@ use crate::metrics::Registry;
 use crate::proxy::Context;
 use crate::proxy::context::Event;
 use crate::proxy::services::{Services, Shared};
-use crate::ring::{Doorbell, Listener, Notify, Queue, Queues, Ring, RingOptions, Ringer, drive};
+use crate::ring::{
+    Doorbell, Listener, Notify, Queue, Queues, Ring, RingOptions, RingStats, Ringer, drive,
+    thread_cpu_ns,
+};
 
 /// How often a core publishes its ring's counters and looks at its drain.
 const HOUSEKEEPING: Duration = Duration::from_millis(100);
@@ -289,6 +292,24 @@ async fn accept(
     }
 }
 
+/// How long the core worked and how long it waited. The kernel moves the bytes of a turn inside the call that waits for the next
+/// one, so most of the work is within what the ring knows as its wait: the thread's CPU time has all of it. A core that polls
+/// burns its CPU while it waits; there the time outside the wait is all that can be told.
+fn publish_times(context: &Context, stats: &RingStats) {
+    let metrics = &context.metrics;
+    let polls = !context.config.borrow().ring.busy_poll.is_zero();
+    let busy_ns = if polls {
+        stats.busy_ns
+    } else {
+        thread_cpu_ns()
+    };
+    metrics.busy_ns.set(busy_ns);
+    let whole_ns = stats.busy_ns + stats.idle_ns;
+    // The turn that goes on is in the CPU time and not yet in the whole: a counter must not go back for that.
+    let idle_ns = whole_ns.saturating_sub(busy_ns);
+    metrics.idle_ns.set(idle_ns.max(metrics.idle_ns.get()));
+}
+
 fn publish(context: &Context) {
     let stats = context.ring.stats();
     let metrics = &context.metrics;
@@ -302,8 +323,7 @@ fn publish(context: &Context) {
     metrics.ring.entries.set(u64::from(entries));
     metrics.ring.enobufs.set(stats.out_of_slabs);
     metrics.ring.accept_errors.set(stats.accept_errors);
-    metrics.busy_ns.set(stats.busy_ns);
-    metrics.idle_ns.set(stats.idle_ns);
+    publish_times(context, &stats);
     metrics.slabs_used.set(stats.slabs_in_use);
     metrics.slabs_capacity.set(stats.slabs);
     metrics.session_panics.set(context.queues.panics());

@@ -193,7 +193,7 @@ impl Shared {
                     let _ = (pinning::pins(text.sql), pinning::Reset::of(text.sql));
                 }
                 ClientEvent::Named(named) => {
-                    renamer.named(&named, newest, names, statements);
+                    renamer.named(&named, newest, names);
                 }
                 _ => {}
             });

@@ -23,6 +23,14 @@ pub struct Connection {
     pub to_proxy: Vec<u8>,
 }
 
+impl Connection {
+    /// The server reads all that is there.
+    pub fn work(&mut self) {
+        let sent = std::mem::take(&mut self.to_server);
+        self.to_proxy.extend(self.server.stream(&sent));
+    }
+}
+
 pub struct Client {
     pub twin: Server,
     /// What it has decided to send and has not sent yet.
@@ -109,6 +117,16 @@ impl Client {
             return false;
         }
         self.renamer.forget_large();
+        if self.mistake.is_none() {
+            for name in connection.statements.certain() {
+                let known = connection.server.has_prepared(&name);
+                assert!(
+                    known,
+                    "{name} is not there after\n{}",
+                    self.history.join("\n")
+                );
+            }
+        }
         connection.state.adopt(&self.state);
         if self.mistake != Some(Mistake::Unnamed) {
             connection.statements.released();
@@ -164,7 +182,7 @@ impl Client {
                     renamer.statement(&text, sql::classify(text.sql), statements);
                 }
             }
-            ClientEvent::Named(named) => renamer.named(&named, newest, names, statements),
+            ClientEvent::Named(named) => renamer.named(&named, newest, names),
             _ => {}
         });
         followed.unwrap();

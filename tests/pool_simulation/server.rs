@@ -49,6 +49,10 @@ impl Server {
         self.transaction.is_some()
     }
 
+    pub fn has_prepared(&self, name: &str) -> bool {
+        self.statements.contains_key(name)
+    }
+
     fn failed(&self) -> bool {
         self.transaction.as_ref().is_some_and(|open| open.0)
     }

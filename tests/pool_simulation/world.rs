@@ -132,8 +132,17 @@ impl World {
         let Some(seat) = self.seats.get_mut(&id) else {
             return;
         };
-        if let Some(connection) = &mut seat.holds {
-            seat.client.send(size, connection);
+        let Some(mut connection) = seat.holds.take() else {
+            return;
+        };
+        seat.client.send(size, &mut connection);
+        // What asks for no answer needs no connection; what is left is for the server to read.
+        if seat.client.settle(&mut connection) {
+            connection.work();
+            let pool = seat.pool;
+            self.put(pool, connection);
+        } else {
+            seat.holds = Some(connection);
         }
     }
 
@@ -160,7 +169,9 @@ impl World {
         };
         assert!(
             connection.to_server.is_empty() && connection.to_proxy.is_empty(),
-            "a connection with bytes of another client"
+            "a connection with bytes of another client: {} and {}",
+            connection.to_server.escape_ascii(),
+            connection.to_proxy.escape_ascii()
         );
         assert!(!connection.server.in_transaction(), "an open transaction");
         seat.client.adopt(&mut connection);
@@ -218,6 +229,7 @@ impl World {
         }
         seat.client.receive(size, &mut connection);
         if seat.client.settle(&mut connection) {
+            connection.work();
             let pool = seat.pool;
             self.put(pool, connection);
         } else {

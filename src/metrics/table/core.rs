@@ -117,14 +117,14 @@ pub(super) const METRICS: &[Metric] = &[
     Metric::counter(
         "parhelion_core_busy_seconds",
         CORE,
-        "Time a core spent working.",
+        "CPU time of a core, in user mode and in the kernel; with busy_poll, the time outside its wait.",
         |s, out| per_core(s, |core, id| out.seconds(&[id], core.busy_ns)),
     )
     .in_units("seconds"),
     Metric::counter(
         "parhelion_core_idle_seconds",
         CORE,
-        "Time a core waited in its ring.",
+        "Time in which a core had nothing to do.",
         |s, out| per_core(s, |core, id| out.seconds(&[id], core.idle_ns)),
     )
     .in_units("seconds"),

@@ -111,6 +111,11 @@ impl ServerStatements {
         }
     }
 
+    /// The names of the statements that are certainly there.
+    pub fn certain(&self) -> impl Iterator<Item = String> {
+        self.have.keys().copied().map(mirror_name)
+    }
+
     /// Another client gets the connection.
     pub fn released(&mut self) {
         self.unnamed = false;
@@ -209,12 +214,20 @@ pub struct Renamer {
     replaced: Option<Rc<Statement>>,
     /// The Query under way ends all prepared statements.
     clears: bool,
-    /// The Bind under way does, with the message of this cycle behind it.
-    clears_behind: Option<(u64, u32)>,
+    /// The statement that the Bind under way executes does this.
+    deallocates: Option<Deallocates>,
     /// The Parse under way is of the unnamed statement.
     unnamed: bool,
     /// The unnamed statement is too large to carry.
     large: Option<Large>,
+}
+
+/// Prepared statements end with this message of this cycle.
+#[derive(Debug, Clone, Copy)]
+struct Deallocates {
+    cycle: u64,
+    ordinal: u32,
+    all: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -286,25 +299,20 @@ impl Renamer {
     }
 
     /// What a message of this cycle does with a statement.
-    pub fn named(
-        &mut self,
-        named: &Named<'_>,
-        cycle: u64,
-        names: &mut ClientStatements,
-        server: &mut ServerStatements,
-    ) {
+    pub fn named(&mut self, named: &Named<'_>, cycle: u64, names: &mut ClientStatements) {
         match *named {
             Named::Parse { name, .. } if !name.is_empty() => {
                 self.replaced = names.get(name).cloned();
             }
             Named::Bind { name, ordinal } => {
-                let bound = names.get(name).cloned();
+                let bound = names.get(name);
                 if let Some(bound) = bound.filter(|one| one.class.intersects(Class::DEALLOCATES)) {
-                    server.doubt();
-                    if clears_all(bound.sql()) {
+                    self.deallocates = Some(Deallocates {
+                        cycle,
                         // The Execute comes behind it.
-                        self.clears_behind = Some((cycle, ordinal + 1));
-                    }
+                        ordinal: ordinal + 1,
+                        all: clears_all(bound.sql()),
+                    });
                 }
             }
             Named::Query { ordinal } if std::mem::take(&mut self.clears) => {
@@ -343,8 +351,12 @@ impl Renamer {
         }
         if part.last {
             self.replaced = None;
-            if let Some((cycle, ordinal)) = self.clears_behind.take() {
-                names.clear_at(cycle, ordinal);
+            if let Some(behind) = self.deallocates.take() {
+                // The statement itself may be among those that end.
+                server.doubt();
+                if behind.all {
+                    names.clear_at(behind.cycle, behind.ordinal);
+                }
             }
         }
         step
@@ -625,11 +637,16 @@ mod tests {
                         ordinal,
                     }),
                     b'Q' => Some(Named::Query { ordinal }),
+                    b'B' => {
+                        let (_, rest) = split_cstr(body).unwrap();
+                        let (name, _) = split_cstr(rest).unwrap();
+                        Some(Named::Bind { name, ordinal })
+                    }
                     _ => None,
                 };
                 if let Some(named) = named.filter(|_| last) {
                     let names = &mut self.names;
-                    self.renamer.named(&named, self.cycle, names, server);
+                    self.renamer.named(&named, self.cycle, names);
                 }
                 let part = Part {
                     tag,
@@ -806,6 +823,19 @@ mod tests {
         server.released();
         let sent = client.send(&mut server, b'B', b"\0\0\0\0\0\0\0\0", 99);
         assert_eq!(tags(&sent), "CB");
+    }
+
+    #[test]
+    fn a_prepared_deallocate_all_ends_itself_too() {
+        let (mut client, mut server) = (Client::default(), ServerStatements::default());
+        client.send(&mut server, b'P', b"s1\0DEALLOCATE ALL\0\0\0", 99);
+        server.released();
+        assert_eq!(tags(&client.send(&mut server, b'B', BIND, 99)), "CPB");
+        for tag in [b'3', b'1'] {
+            server.reply(tag);
+        }
+        assert_eq!(server.certain().count(), 0);
+        assert_eq!(tags(&client.send(&mut server, b'B', BIND, 99)), "B");
     }
 
     #[test]

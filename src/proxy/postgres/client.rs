@@ -42,20 +42,29 @@ pub async fn serve(
 ) {
     // An idle client does not hold the memory that its login needed.
     let begun = Box::pin(begin(context, services, client.clone(), database, tls)).await;
-    let Some((session, primary)) = begun else {
-        return;
-    };
-    session.upstream(&client, &primary).await;
+    match begun {
+        Some(Begun::Own(session, primary)) => session.upstream(&client, &primary).await,
+        Some(Begun::Shared(session)) => session.serve().await,
+        None => {}
+    }
 }
 
-/// Everything up to the session of a client that has a primary connection to itself, or the whole of another one.
+/// What follows a login.
+enum Begun {
+    /// The client has this primary connection to itself.
+    Own(Rc<PgSession>, Socket),
+    /// It shares connections with others.
+    Shared(Box<pooled::Pooled>),
+}
+
+/// Everything up to the session, or the whole of one that is none.
 async fn begin(
     context: Rc<Context>,
     services: Rc<Services>,
     client: Socket,
     database: Option<usize>,
     tls: Option<Arc<ServerTls>>,
-) -> Option<(Rc<PgSession>, Socket)> {
+) -> Option<Begun> {
     let listener = context.metrics.listener(metrics::Protocol::Postgres);
     let hello = match handshake::receive(&context, &services.shared, &client, tls.as_deref()).await
     {
@@ -86,8 +95,8 @@ async fn begin(
             match (checked, mode) {
                 (Ok(()), PoolMode::Transaction) => {
                     let shared = &services.shared;
-                    match pooled::serve(&context, shared, source.clone(), &client, &hello).await {
-                        Ok(()) => return None,
+                    match pooled::begin(&context, shared, source.clone(), &client, &hello).await {
+                        Ok(session) => return session.map(Begun::Shared),
                         Err(refused) => Err(refused),
                     }
                 }
@@ -116,7 +125,7 @@ async fn begin(
         let (session, client, primary) = (session.clone(), client, primary.clone());
         async move { session.downstream(&client, &primary).await }
     });
-    Some((session, primary))
+    Some(Begun::Own(session, primary))
 }
 
 /// How a session begins.

@@ -63,14 +63,14 @@ enum Ended {
     Lost,
 }
 
-/// Serves a client that has been checked.
-pub(super) async fn serve(
+/// Begins the session of a client that has been checked; none if it has ended already.
+pub(super) async fn begin(
     context: &Rc<Context>,
     shared: &Arc<Shared>,
     source: SharedSource,
     client: &Socket,
     hello: &Hello,
-) -> Result<(), Refused> {
+) -> Result<Option<Box<Pooled>>, Refused> {
     if hello.startup.is_replication() {
         let text = "a replication connection needs pool_mode = \"session\" in the proxy";
         client.write(&encode_error(Severity::Fatal, "0A000", text));
@@ -80,16 +80,13 @@ pub(super) async fn serve(
     let size = source.database.pool_size;
     let pool = source.pools.of(login, size);
     let key = CancelKey::issue(shared, hello)?;
-    let mut session = Pooled::new(context, source, pool, client, hello, key);
-    let ended = match session.begin().await {
-        Ok(()) => session.run().await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = ended {
-        session.tell(&error);
+    let mut session = Box::new(Pooled::new(context, source, pool, client, hello, key));
+    let begun = session.begin().await;
+    if begun.is_err() {
+        session.end(begun);
+        return Ok(None);
     }
-    session.leave();
-    Ok(())
+    Ok(Some(session))
 }
 
 /// The client's own cancel key, and where it leads.
@@ -197,7 +194,8 @@ impl context::Session for Gate {
     }
 }
 
-struct Pooled {
+/// The session of one client.
+pub(super) struct Pooled {
     context: Rc<Context>,
     source: SharedSource,
     pool: Rc<ServerPool>,
@@ -337,6 +335,19 @@ impl Pooled {
         Ok(())
     }
 
+    /// Serves the client to its end.
+    pub async fn serve(mut self: Box<Self>) {
+        let ended = self.run().await;
+        self.end(ended);
+    }
+
+    fn end(&mut self, ended: Result<(), Ended>) {
+        if let Err(error) = ended {
+            self.tell(&error);
+        }
+        self.leave();
+    }
+
     async fn run(&mut self) -> Result<(), Ended> {
         let mut leaving = false;
         loop {
@@ -351,6 +362,11 @@ impl Pooled {
                     }
                     self.gate.idle.set(false);
                     leaving |= self.client_bytes(&chunk)?;
+                    // What asks for no answer needs no connection: a Flush, copy data that comes too late.
+                    if self.lease.is_some() && self.tracker.idle() && !self.from_client.in_message()
+                    {
+                        self.settle();
+                    }
                 }
                 Input::Client(None) => leaving = true,
                 Input::Server(Some(chunk)) => self.server_bytes(&chunk)?,
@@ -530,7 +546,7 @@ impl Pooled {
                     renamer.statement(&text, class, &mut server.statements);
                 }
                 ClientEvent::Named(named) => {
-                    renamer.named(&named, newest, names, &mut server.statements);
+                    renamer.named(&named, newest, names);
                     let traces = carried.named(&named, newest);
                     assembler.named(&named, carried, traces);
                 }

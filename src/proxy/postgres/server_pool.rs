@@ -186,7 +186,8 @@ impl ServerPool {
             source.metrics.reconnects.add(1);
         }
         source.metrics.connections_open.add(1);
-        lease.server = Some(self.open(context, source).await?);
+        // Seldom, and larger than all else that waits here: an idle client does not hold room for it.
+        lease.server = Some(Box::pin(self.open(context, source)).await?);
         Ok(lease)
     }
 
