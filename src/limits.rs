@@ -31,6 +31,13 @@ pub const UNPARK: Duration = Duration::from_millis(10);
 /// The longest wait of an idle driver: ten wake-ups a second cost nothing one could measure.
 pub const IDLE_WAIT: Duration = Duration::from_millis(100);
 
+/// Entries of the submission queue of the ring for mirrors: what one turn queues for them, beyond which it submits in parts.
+pub const ASIDE_ENTRIES: u32 = 1024;
+
+/// As long as clients and primaries come at least this often, mirrors are heard with them; else mirrors wake the core, as
+/// everybody else does. A core that sleeps for so long each time has time for that.
+pub const ASIDE_GAP: Duration = Duration::from_micros(200);
+
 /// Ticks without any other completion before the driver counts as idle.
 pub const IDLE_AFTER_TICKS: u32 = 20;
 

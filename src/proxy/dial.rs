@@ -35,11 +35,19 @@ impl Context {
     /// Resolution, refusal, timeout; TLS that cannot be had and must be.
     pub async fn connect(&self, database: &Database) -> io::Result<Socket> {
         // Once per connection: what it takes is not to be a part of the future of every client, for as long as that lives.
-        Box::pin(self.dial(database)).await
+        Box::pin(self.dial(database, false)).await
     }
 
-    async fn dial(&self, database: &Database) -> io::Result<Socket> {
-        let socket = self.reach(&database.endpoint).await?;
+    /// The same for a mirror of Postgres: nothing that a client waits for may go this way ([`crate::ring::Ring::connect_aside`]).
+    ///
+    /// # Errors
+    /// As [`Context::connect`].
+    pub async fn connect_mirror(&self, database: &Database) -> io::Result<Socket> {
+        Box::pin(self.dial(database, true)).await
+    }
+
+    async fn dial(&self, database: &Database, aside: bool) -> io::Result<Socket> {
+        let socket = self.reach_on(&database.endpoint, aside).await?;
         if !super::tls::wants_tls(database) {
             return Ok(socket);
         }
@@ -51,7 +59,7 @@ impl Context {
                 // As libpq: what cannot be had is done without, on a new connection.
                 tracing::debug!(database = database.name, %error, "TLS preferred, and not had");
                 drop(socket);
-                self.reach(&database.endpoint).await
+                self.reach_on(&database.endpoint, aside).await
             }
             Ok(Err(error)) => Err(error),
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
@@ -63,6 +71,10 @@ impl Context {
     /// # Errors
     /// Resolution, refusal, timeout.
     pub async fn reach(&self, endpoint: &Endpoint) -> io::Result<Socket> {
+        self.reach_on(endpoint, false).await
+    }
+
+    async fn reach_on(&self, endpoint: &Endpoint, aside: bool) -> io::Result<Socket> {
         let limit = self.config.borrow().general.connect_timeout;
         let addresses = self.ring.timeout(limit, self.addresses(endpoint)).await;
         let addresses = addresses.map_err(|_| {
@@ -70,7 +82,13 @@ impl Context {
         })??;
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
         for address in addresses {
-            match self.ring.timeout(limit, self.ring.connect(&address)).await {
+            let connecting = async {
+                match aside {
+                    false => self.ring.connect(&address).await,
+                    true => self.ring.connect_aside(&address).await,
+                }
+            };
+            match self.ring.timeout(limit, connecting).await {
                 Ok(Ok(socket)) => return Ok(socket),
                 Ok(Err(error)) => last = error,
                 Err(_) => last = io::ErrorKind::TimedOut.into(),

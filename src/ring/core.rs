@@ -1,6 +1,6 @@
 //! The state of one ring: its queues and the table of its sockets.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
+use super::aside::{Arrivals, Aside, Home, Received};
 use super::chunk::Chunk;
 use super::out::{OutQueue, Outgoing, PILE_BYTES, Spare};
 use super::slabs::{GROUP, Slabs};
@@ -62,10 +63,14 @@ pub struct RingStats {
     pub busy_ns: u64,
     /// Nanoseconds waiting.
     pub idle_ns: u64,
+    /// Slabs there are, those of the second ring included.
+    pub slabs: u64,
     /// Slabs referred to by queues of any kind, now.
     pub slabs_in_use: u64,
     /// Sockets open, now.
     pub sockets: u64,
+    /// io_urings of this core: the second one comes with the first mirror.
+    pub rings: u64,
 }
 
 /// A handle to the ring of this core. Cheap to clone; not `Send`.
@@ -91,6 +96,8 @@ impl Ring {
         slabs.register(&uring)?;
         let core = Core {
             uring: RefCell::new(uring),
+            aside: OnceCell::new(),
+            entries: options.entries,
             state: RefCell::default(),
             timers: RefCell::new(Timers::default()),
             slabs,
@@ -116,9 +123,13 @@ impl Ring {
     /// What the ring has done so far.
     pub fn stats(&self) -> RingStats {
         let state = self.core.state.borrow();
+        let aside = self.core.aside();
         RingStats {
-            slabs_in_use: self.core.slabs.in_use() as u64,
+            slabs: (self.core.slabs.count() + aside.map_or(0, |aside| aside.slabs.count())) as u64,
+            slabs_in_use: (self.core.slabs.in_use() + aside.map_or(0, |aside| aside.slabs.in_use()))
+                as u64,
             sockets: (state.slots.len() - state.free.len()) as u64,
+            rings: 1 + u64::from(aside.is_some()),
             ..state.stats
         }
     }
@@ -135,9 +146,12 @@ pub(super) fn monotonic_ns() -> u64 {
     START.get_or_init(Instant::now).elapsed().as_nanos() as u64
 }
 
-/// Field order matters: the io_uring goes first on drop, then the memory it works on.
+/// Field order matters: the io_urings go first on drop, then the memory it works on.
 pub(super) struct Core {
     pub(super) uring: RefCell<IoUring>,
+    /// Set up with the first peer that nobody waits for; `None` inside where that failed.
+    pub(super) aside: OnceCell<Option<Aside>>,
+    pub(super) entries: u32,
     pub(super) state: RefCell<State>,
     pub(super) timers: TimersCell,
     pub(super) slabs: Rc<Slabs>,
@@ -169,10 +183,12 @@ pub(super) enum Op {
     Cancel = 5,
     Tick = 6,
     Doorbell = 7,
+    /// The second ring has something to do.
+    Aside = 8,
 }
 
 impl Op {
-    fn of(user_data: u64) -> Option<Op> {
+    pub(super) fn of(user_data: u64) -> Option<Op> {
         [
             Op::Receive,
             Op::Send,
@@ -181,6 +197,7 @@ impl Op {
             Op::Cancel,
             Op::Tick,
             Op::Doorbell,
+            Op::Aside,
         ]
         .into_iter()
         .find(|op| *op as u64 == user_data >> 56)
@@ -200,8 +217,8 @@ pub(super) struct Key {
 }
 
 impl Key {
-    pub(super) fn user_data(self, op: Op) -> u64 {
-        (op as u64) << 56 | u64::from(self.generation) << 32 | u64::from(self.slot)
+    pub(super) const fn user_data(self, op: Op) -> u64 {
+        (op as u64) << 56 | (self.generation as u64) << 32 | self.slot as u64
     }
 
     fn of(user_data: u64) -> Key {
@@ -216,6 +233,10 @@ impl Key {
 #[derive(Default)]
 pub(super) struct Slot {
     generation: u32,
+    /// The ring that all its operations are on.
+    pub(super) home: Home,
+    /// The kernel says when bytes came; receives are messages then.
+    pub(super) stamped: bool,
     pub(super) fd: Option<OwnedFd>,
     /// Operations in the kernel that name this slot; it is reused only at 0.
     pub(super) ops: u32,
@@ -261,9 +282,15 @@ pub(super) struct State {
     pub(super) free: Vec<u32>,
     /// Operations for the next submission.
     pub(super) pending: Vec<squeue::Entry>,
+    /// The same for the second ring.
+    pub(super) pending_aside: Vec<squeue::Entry>,
+    /// How receives of the second ring are asked for, once it is there. The kernel reads it.
+    pub(super) message: Option<Box<libc::msghdr>>,
+    pub(super) arrivals: Arrivals,
     dirty: Vec<u32>,
     /// Sockets that found no slab, the longest hungry first.
     starved: VecDeque<Key>,
+    starved_aside: VecDeque<Key>,
     pub(super) spare: Spare,
     /// Tasks to wake once the state is no longer borrowed.
     pub(super) wake: Vec<Waker>,
@@ -298,8 +325,13 @@ impl State {
     }
 
     pub(super) fn push(&mut self, key: Key, op: Op, entry: squeue::Entry) {
-        self.slot(key).ops += 1;
-        self.pending.push(entry.user_data(key.user_data(op)));
+        let slot = self.slot(key);
+        slot.ops += 1;
+        let entry = entry.user_data(key.user_data(op));
+        match slot.home {
+            Home::Main => self.pending.push(entry),
+            Home::Aside => self.pending_aside.push(entry),
+        }
     }
 
     fn raw_fd(&mut self, key: Key) -> RawFd {
@@ -316,7 +348,12 @@ impl State {
         }
         slot.receiving = true;
         let fd = types::Fd(self.raw_fd(key));
-        self.push(key, Op::Receive, opcode::RecvMulti::new(fd, GROUP).build());
+        let message = self.message.as_deref();
+        let receive = match message.filter(|_| self.slots[key.slot as usize].stamped) {
+            Some(message) => opcode::RecvMsgMulti::new(fd, message, GROUP).build(),
+            None => opcode::RecvMulti::new(fd, GROUP).build(),
+        };
+        self.push(key, Op::Receive, receive);
     }
 
     pub(super) fn cancel(&mut self, key: Key, op: Op) {
@@ -367,15 +404,22 @@ impl State {
 
     /// Receives again on sockets that found no slab: as many as there are slabs, the longest hungry first. More of them
     /// would only come back hungry, and the same ones every time.
-    pub(super) fn feed_starved(&mut self, slabs: &Slabs) {
+    pub(super) fn feed_starved(&mut self, home: Home, slabs: &Slabs) {
         let mut room = slabs.posted();
         while room > 0
-            && let Some(key) = self.starved.pop_front()
+            && let Some(key) = self.starved(home).pop_front()
         {
             if self.slots[key.slot as usize].generation == key.generation {
                 self.arm_receive(key);
                 room -= 1;
             }
+        }
+    }
+
+    fn starved(&mut self, home: Home) -> &mut VecDeque<Key> {
+        match home {
+            Home::Main => &mut self.starved,
+            Home::Aside => &mut self.starved_aside,
         }
     }
 
@@ -499,16 +543,18 @@ impl State {
                 self.doorbell_rung = true;
                 self.wake.extend(self.doorbell.take());
             }
-            Some(Op::Tick) | None => {}
+            Some(Op::Tick | Op::Aside) | None => {}
         }
     }
 
     fn received(&mut self, slabs: &Rc<Slabs>, key: Key, result: i32, flags: u32) {
         let more = cqueue::more(flags);
-        let chunk = cqueue::buffer_select(flags).map(|slab| {
-            slabs.taken(slab);
-            Chunk::from_slab(slabs, slab, result.max(0) as u32)
-        });
+        let home = self.slot(key).home;
+        let Received {
+            result,
+            chunk,
+            heard_ns,
+        } = self.take_received(slabs, key, result, flags);
         let now_ns = self.now_ns;
         let slot = self.slot(key);
         slot.active_ns = now_ns;
@@ -531,7 +577,7 @@ impl State {
                     } else {
                         chunk
                     };
-                    slot.received.push_back((now_ns, chunk));
+                    slot.received.push_back((heard_ns, chunk));
                 }
             }
             0 => slot.end = Some(End::Eof),
@@ -539,7 +585,7 @@ impl State {
                 self.stats.out_of_slabs += 1;
                 slabs.ran_out();
                 slabs.replenish();
-                self.starved.push_back(key);
+                self.starved(home).push_back(key);
                 return;
             }
             // Cancelled because the reader is behind: not an end.

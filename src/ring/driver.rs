@@ -13,6 +13,8 @@
 //!   when the thread loses its CPU at that moment. None of our completions would wake it. Hence the executor of a ring should have a
 //!   preemption timer that never ends ([`limits::PREEMPT`]): glommio then leaves its queues only when the driver was stopped.
 //!   The driver passes control between the queues itself; a turn of mirror tasks is a number of polls. A timer of glommio's is pending all the same.
+//! - Mirrors' sockets are on a second ring ([`super::aside`]), which is entered without a wait in turns in which it has
+//!   something to do. A sleep ends for it only where clients come rarely.
 //! - An idle core stops the standing timeout and waits with a long timeout instead.
 
 use std::io;
@@ -20,8 +22,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_lite::future::yield_now;
-use io_uring::{cqueue, opcode, types};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
+use super::aside::{Aside, BELL, Home};
 use super::core::{Core, Key, Op, Ring, monotonic_ns};
 use super::task::{Notify, Queues};
 use crate::limits;
@@ -46,6 +49,8 @@ pub fn drive(ring: &Ring, queues: &Queues) {
         quiet_ticks: 0,
         waited_until_ns: 0,
         completions: Vec::with_capacity(1024),
+        rhythm: Rhythm::default(),
+        waited: false,
     };
     let started = glommio::spawn_local_into(driver.run(), queues.serve_queue())
         .and_then(|task| {
@@ -96,6 +101,9 @@ struct Driver {
     /// When the last wait ended: what passes until the next one is work. 0 before the first.
     waited_until_ns: u64,
     completions: Vec<(u64, i32, u32)>,
+    rhythm: Rhythm,
+    /// This turn has waited, not only looked.
+    waited: bool,
 }
 
 impl Driver {
@@ -128,24 +136,35 @@ impl Driver {
     /// One submission, one wait where nothing is ready, and all completions there are.
     fn turn(&mut self) {
         self.queue_submissions();
+        let core = self.core.clone();
+        let due = core.aside().is_some_and(Aside::is_due);
+        // What is to leave to clients leaves before mirrors are looked at.
+        let submits = !core.uring.borrow_mut().submission().is_empty();
+        if due && !submits {
+            self.look_aside(core.tick_clock());
+        }
         let before = monotonic_ns();
-        let result = self.enter(before);
+        let result = self.enter(before, due && submits);
         let now = self.core.tick_clock();
         if let Err(error) = result
-            && !matches!(
-                error.raw_os_error(),
-                Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)
-            )
+            && !is_passing(&error)
         {
             tracing::error!(%error, "io_uring_enter failed");
         }
-        self.dispatch(before, now);
+        self.dispatch(before, now, submits);
+        if due && submits {
+            self.look_aside(now);
+        }
     }
 
     fn queue_submissions(&mut self) {
         let mut state = self.core.state.borrow_mut();
         self.core.slabs.replenish();
-        state.feed_starved(&self.core.slabs);
+        state.feed_starved(Home::Main, &self.core.slabs);
+        if let Some(aside) = self.core.aside() {
+            aside.slabs.replenish();
+            state.feed_starved(Home::Aside, &aside.slabs);
+        }
         state.flush();
         if !self.ticking && self.quiet_ticks < limits::IDLE_AFTER_TICKS {
             self.ticking = true;
@@ -162,39 +181,47 @@ impl Driver {
                 .pending
                 .push(remove.user_data(TICK_KEY.user_data(Op::Tick)));
         }
-        let pending = state.pending.len() as u64;
+        let pending = (state.pending.len() + state.pending_aside.len()) as u64;
         state.stats.submissions += pending;
         state.stats.submissions_max = state.stats.submissions_max.max(pending);
-        let mut uring = self.core.uring.borrow_mut();
-        let mut pushed_len = 0;
-        while pushed_len < state.pending.len() {
-            let rest = &state.pending[pushed_len..];
-            let mut queue = uring.submission();
-            let room = (queue.capacity() - queue.len()).min(rest.len());
-            // SAFETY: every pending entry points only to memory that stays in place until its completion: slabs, the
-            // out queue and the connect address of a slot (kept while its `ops` count it), the doorbell's and the
-            // tick's boxes (kept by the driver's owner).
-            let pushed = unsafe { queue.push_multiple(&rest[..room]) };
-            drop(queue);
-            if pushed.is_ok() {
-                pushed_len += room;
-            }
-            if pushed_len < state.pending.len()
-                && let Err(error) = uring.submit()
-            {
-                tracing::error!(%error, "io_uring_enter failed");
-                // The others go with the next turn: a lost one would leave its socket deaf.
-                break;
-            }
+        push(&mut self.core.uring.borrow_mut(), &mut state.pending);
+        if let Some(aside) = self.core.aside() {
+            push(&mut aside.uring.borrow_mut(), &mut state.pending_aside);
         }
-        state.pending.drain(..pushed_len);
     }
 
-    fn enter(&mut self, now_ns: u64) -> io::Result<usize> {
+    /// Enters the mirrors' ring, and hands on what it has.
+    fn look_aside(&mut self, now_ns: u64) {
+        let core = self.core.clone();
+        let Some(aside) = core.aside() else { return };
+        let mut uring = aside.uring.borrow_mut();
+        if let Err(error) = poll_ring(&uring)
+            && !is_passing(&error)
+        {
+            tracing::error!(%error, "io_uring_enter failed for mirrors");
+        }
+        let entries = uring.completion();
+        self.completions
+            .extend(entries.map(|entry| (entry.user_data(), entry.result(), entry.flags())));
+        drop(uring);
+        let mut state = core.state.borrow_mut();
+        state.now_ns = now_ns;
+        state.stats.completions += self.completions.len() as u64;
+        if !self.completions.is_empty() {
+            self.quiet_ticks = 0;
+        }
+        for (user_data, result, flags) in self.completions.drain(..) {
+            state.complete(&aside.slabs, user_data, result, flags);
+        }
+        drop(state);
+        self.wake();
+    }
+
+    fn enter(&mut self, now_ns: u64, at_once: bool) -> io::Result<usize> {
         let core = self.core.clone();
         let uring = core.uring.borrow();
         let wait_ns = self.wait_ns(now_ns);
-        if wait_ns == Some(0) {
+        if at_once || wait_ns == Some(0) {
             return poll_ring(&uring);
         }
         if !core.busy_poll.is_zero() {
@@ -205,24 +232,43 @@ impl Driver {
                 if !unsafe { uring.completion_shared() }.is_empty() {
                     return Ok(0);
                 }
+                if core.aside().is_some_and(Aside::is_due) {
+                    return Ok(0);
+                }
                 if monotonic_ns() >= spin_until {
                     break;
                 }
             }
         }
-        match wait_ns {
+        // Whoever comes often is soon here again; then mirrors are looked at too.
+        let heard_soon = self.rhythm.continues(now_ns);
+        let listened = core.aside().filter(|_| !heard_soon);
+        if let Some(aside) = listened
+            && !aside.listen()
+        {
+            aside.stop_listening();
+            return poll_ring(&uring);
+        }
+        let result = match wait_ns {
             None => uring.submit_and_wait(1),
             Some(wait) => {
                 let wait = timespec(Duration::from_nanos(wait));
                 let args = types::SubmitArgs::new().timespec(&wait);
                 uring.submitter().submit_with_args(1, &args)
             }
+        };
+        if let Some(aside) = listened {
+            aside.stop_listening();
         }
+        self.waited = true;
+        result
     }
 
     /// How long this wait may last; `None`: until the next completion (the standing tick is one).
     fn wait_ns(&self, now_ns: u64) -> Option<u64> {
-        let unsubmitted = !self.core.state.borrow().pending.is_empty();
+        let state = self.core.state.borrow();
+        let unsubmitted = !state.pending.is_empty() || !state.pending_aside.is_empty();
+        drop(state);
         if unsubmitted || self.queues.serve_ready() || self.queues.mirror_ready() {
             return Some(0);
         }
@@ -239,7 +285,7 @@ impl Driver {
         Some(next.map_or(idle, |next| next.saturating_sub(now_ns).min(idle)))
     }
 
-    fn dispatch(&mut self, before_ns: u64, now_ns: u64) {
+    fn dispatch(&mut self, before_ns: u64, now_ns: u64, submitted: bool) {
         let core = &self.core;
         self.completions.extend(
             core.uring
@@ -249,6 +295,17 @@ impl Driver {
         );
         let mut state = core.state.borrow_mut();
         state.now_ns = now_ns;
+        // A send that was submitted with the wait ends it before it has begun.
+        let is_send = |user_data| Op::of(user_data) == Some(Op::Send);
+        if std::mem::take(&mut self.waited)
+            && !(submitted
+                && self
+                    .completions
+                    .iter()
+                    .any(|(user_data, ..)| is_send(*user_data)))
+        {
+            state.arrivals.slept(before_ns..now_ns);
+        }
         let (mut ticked, mut worked) = (false, false);
         let found = self.completions.len() as u64;
         state.stats.completions += found;
@@ -260,8 +317,19 @@ impl Driver {
                 self.ticking &= result != -libc::ETIME || cqueue::more(flags);
                 continue;
             }
+            if user_data == BELL {
+                if !cqueue::more(flags)
+                    && let Some(aside) = core.aside()
+                {
+                    state.pending.push(aside.bell_poll());
+                }
+                continue;
+            }
             worked = true;
             state.complete(&core.slabs, user_data, result, flags);
+        }
+        if worked {
+            self.rhythm.beat(now_ns);
         }
         state.end_linger(now_ns);
         core.timers.borrow_mut().take_due(now_ns, &mut state.wake);
@@ -277,8 +345,13 @@ impl Driver {
             state.stats.busy_ns += before_ns.saturating_sub(self.waited_until_ns);
         }
         self.waited_until_ns = now_ns;
-        let mut wake = std::mem::take(&mut state.wake);
         drop(state);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        let core = &self.core;
+        let mut wake = std::mem::take(&mut core.state.borrow_mut().wake);
         // A waker may be a task's last reference; dropping it may close sockets, hence the state is free by now.
         for waker in wake.drain(..) {
             waker.wake();
@@ -290,8 +363,69 @@ impl Driver {
     }
 }
 
+/// How often others than mirrors come.
+#[derive(Default)]
+struct Rhythm {
+    last_ns: u64,
+    /// The mean of the last gaps, in which a new one has an eighth.
+    gap_ns: u64,
+}
+
+impl Rhythm {
+    fn beat(&mut self, now_ns: u64) {
+        // One long pause is not to count for many gaps.
+        let gap_ns = (now_ns - self.last_ns).min(Self::soon_ns() * 8);
+        self.gap_ns = self.gap_ns - self.gap_ns / 8 + gap_ns / 8;
+        self.last_ns = now_ns;
+    }
+
+    /// Whether the next is to be expected soon.
+    fn continues(&self, now_ns: u64) -> bool {
+        let soon_ns = Self::soon_ns();
+        self.gap_ns < soon_ns && now_ns - self.last_ns < soon_ns
+    }
+
+    fn soon_ns() -> u64 {
+        limits::ASIDE_GAP.as_nanos() as u64
+    }
+}
+
+/// Moves what is to be submitted into the ring's queue, and submits where that is full.
+fn push(uring: &mut IoUring, pending: &mut Vec<squeue::Entry>) {
+    let mut pushed_len = 0;
+    while pushed_len < pending.len() {
+        let rest = &pending[pushed_len..];
+        let mut queue = uring.submission();
+        let room = (queue.capacity() - queue.len()).min(rest.len());
+        // SAFETY: every pending entry points only to memory that stays in place until its completion: slabs, the
+        // out queue and the connect address of a slot (kept while its `ops` count it), the message header of receives
+        // aside (kept by the state), the doorbell's and the tick's boxes (kept by the driver's owner).
+        let pushed = unsafe { queue.push_multiple(&rest[..room]) };
+        drop(queue);
+        if pushed.is_ok() {
+            pushed_len += room;
+        }
+        if pushed_len < pending.len()
+            && let Err(error) = uring.submit()
+        {
+            tracing::error!(%error, "io_uring_enter failed");
+            // The others go with the next turn: a lost one would leave its socket deaf.
+            break;
+        }
+    }
+    pending.drain(..pushed_len);
+}
+
+/// Whether entering a ring failed as it may: it was interrupted, or its time was over.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)
+    )
+}
+
 /// Submits and runs the kernel's deferred work without waiting.
-fn poll_ring(uring: &io_uring::IoUring) -> io::Result<usize> {
+fn poll_ring(uring: &IoUring) -> io::Result<usize> {
     const GETEVENTS: u32 = 1;
     // SAFETY: only this thread pushes to or submits from the queue.
     let queued = unsafe { uring.submission_shared() }.len() as u32;

@@ -8,13 +8,15 @@
 //! The plan: multishot accept and receive fill slabs that the kernel picks from a provided-buffer ring; a
 //! [`Chunk`] is a refcounted piece of a slab, so forwarding copies nothing in user space. Writes of one turn
 //! of the loop to one socket leave as one send. One driver task per executor ([`Ring::drive`]) submits,
-//! waits and wakes; while it waits, it waits in this ring, so a completion is the wake-up.
+//! waits and wakes; while it waits, it waits in this ring, so a completion is the wake-up. Peers that nobody waits for may live on a second io_uring,
+//! which is set up with the first of them and in which nobody waits ([`Ring::connect_aside`]).
 //!
 //! Memory is bounded by construction: a socket whose received bytes are not taken stops receiving
 //! ([`crate::limits::SOCKET_RECEIVE_BYTES`]); a writer asks [`Socket::drained`] before it writes on.
 
 #![allow(unsafe_code)]
 
+mod aside;
 mod chunk;
 mod core;
 mod doorbell;

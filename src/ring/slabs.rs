@@ -179,6 +179,10 @@ impl Slabs {
         self.count - self.free.borrow().len() - self.posted.get()
     }
 
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
     pub(super) fn size(&self) -> usize {
         self.size
     }

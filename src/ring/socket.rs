@@ -14,6 +14,7 @@ use std::time::Duration;
 use io_uring::{opcode, types};
 use socket2::{Domain, SockAddr, SockRef, TcpKeepalive, Type};
 
+use super::aside::{Home, stamp_arrivals};
 use super::chunk::Chunk;
 use super::core::{Connecting, End, Key, Op, Ring, State};
 use super::out::BY_REFERENCE_BYTES;
@@ -63,6 +64,22 @@ impl Ring {
     /// Whatever the system reports: refused, unreachable, out of descriptors. There is no time limit here; see
     /// [`Ring::timeout`].
     pub async fn connect(&self, address: &Address) -> io::Result<Socket> {
+        self.connect_on(address, Home::Main).await
+    }
+
+    /// The same for a peer that nobody waits for, a mirror: while clients keep the core busy, what it sends does not wake the core
+    /// but is heard with the core's next turn. [`Socket::heard_ns`] says when it came.
+    ///
+    /// # Errors
+    /// As [`Ring::connect`].
+    pub async fn connect_aside(&self, address: &Address) -> io::Result<Socket> {
+        // The kernel stamps TCP alone, and a mirror is not to look slower than it is.
+        let aside = matches!(address, Address::Tcp(_)) && self.set_aside();
+        let home = if aside { Home::Aside } else { Home::Main };
+        self.connect_on(address, home).await
+    }
+
+    async fn connect_on(&self, address: &Address, home: Home) -> io::Result<Socket> {
         let (domain, target) = match address {
             Address::Tcp(address) => (Domain::for_address(*address), SockAddr::from(*address)),
             Address::Unix(path) => (Domain::UNIX, SockAddr::unix(path)?),
@@ -72,7 +89,7 @@ impl Ring {
             address: Box::new(target),
             result: None,
         };
-        let socket = Socket::insert(self, fd, Some(connecting));
+        let socket = Socket::insert(self, fd, Some(connecting), home);
         let result = poll_fn(|cx| {
             let mut state = self.core.state.borrow_mut();
             let slot = state.slot(socket.0.key);
@@ -98,12 +115,12 @@ impl Ring {
 
 impl Socket {
     pub(super) fn accepted(ring: &Ring, fd: OwnedFd) -> Socket {
-        let socket = Socket::insert(ring, fd, None);
+        let socket = Socket::insert(ring, fd, None, Home::Main);
         ring.core.state.borrow_mut().arm_receive(socket.0.key);
         socket
     }
 
-    fn insert(ring: &Ring, fd: OwnedFd, connecting: Option<Connecting>) -> Socket {
+    fn insert(ring: &Ring, fd: OwnedFd, connecting: Option<Connecting>, home: Home) -> Socket {
         // On a unix socket these do not exist; and none of them is worth refusing a client for.
         let options = SockRef::from(&fd);
         let _ = options.set_tcp_nodelay(true);
@@ -111,9 +128,13 @@ impl Socket {
             .with_time(KEEPALIVE_AFTER)
             .with_interval(KEEPALIVE_EVERY);
         let _ = options.set_tcp_keepalive(&keepalive);
+        // Only what this core connects to itself: primaries and mirrors.
+        let stamped = connecting.is_some() && ring.core.aside().is_some() && stamp_arrivals(&fd);
         let mut state = ring.core.state.borrow_mut();
         let raw = fd.as_raw_fd();
         let key = state.insert(fd);
+        state.slot(key).home = home;
+        state.slot(key).stamped = stamped;
         if let Some(connecting) = connecting {
             let (base, len) = (connecting.address.as_ptr(), connecting.address.len());
             state.slot(key).connect = Some(connecting);
@@ -141,7 +162,8 @@ impl Socket {
     }
 
     /// When the bytes that [`Socket::recv`] returned last came in: the time of that turn, however long they waited for
-    /// their reader. A mirror's tasks may wait long on a busy core, which is not the mirror's slowness.
+    /// their reader. A mirror's tasks may wait long on a busy core, which is not the mirror's slowness. Nor is it that its bytes
+    /// did not end the core's sleep ([`Ring::connect_aside`]): then this is when they came.
     pub fn heard_ns(&self) -> u64 {
         self.state().slot(self.0.key).heard_ns
     }

@@ -325,9 +325,7 @@ fn publish(context: &Context) {
     metrics.ring.accept_errors.set(stats.accept_errors);
     publish_times(context, &stats);
     metrics.slabs_used.set(stats.slabs_in_use);
-    metrics
-        .slabs_capacity
-        .set(u64::from(context.config.borrow().ring.slabs));
+    metrics.slabs_capacity.set(stats.slabs);
     metrics.session_panics.set(context.queues.panics());
     metrics.mirror_memory_used.set(context.budget.used() as u64);
     metrics

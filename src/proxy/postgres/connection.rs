@@ -103,7 +103,7 @@ impl Connection {
         user: &str,
         password: Option<&crate::config::Secret>,
     ) -> Result<Connection, Broken> {
-        let socket = context.connect(database).await?;
+        let socket = context.connect_mirror(database).await?;
         let mut login = Login::new(LoginParams {
             user: user.as_bytes().to_vec(),
             database: name.as_bytes().to_vec(),
