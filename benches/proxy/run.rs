@@ -228,9 +228,13 @@ impl One<'_> {
         let running = self
             .contender
             .start(self.scenario.protocol, self.servers, self.place)?;
-        // Asked before the first byte and after the last: Postgres counts what a session did when the session ends.
+        // Postgres counts what a session did when the session ends: there the warm-up belongs to what is compared.
         let compared = matches!(self.contender.mirror, Mirror::On | Mirror::DualWrite);
-        let before = if compared { Some(self.work()?) } else { None };
+        let counts_late = self.scenario.protocol == Protocol::Postgres;
+        let mut before = None;
+        if compared && counts_late {
+            before = Some(self.work()?);
+        }
         self.probe(running.port)?;
         if matches!(self.scenario.load, Load::Idle) {
             let Some(pid) = running.pid() else {
@@ -245,6 +249,9 @@ impl One<'_> {
             return Ok(line);
         }
         *expected = self.warm_up(running.port, *expected)?;
+        if compared && !counts_late {
+            before = Some(self.work()?);
+        }
         let cpu_before = running.pid().map(Cpu::of).transpose()?;
         let seen =
             self.scenario
