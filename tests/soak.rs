@@ -235,6 +235,7 @@ impl Samples {
     fn keep(&self) {
         if let Some(folder) = std::env::var_os("PARHELION_SOAK_OUT") {
             let folder = std::path::PathBuf::from(folder);
+            std::fs::create_dir_all(&folder).unwrap();
             std::fs::write(folder.join("soak.csv"), self.csv()).unwrap();
             std::fs::write(folder.join("soak.svg"), self.svg()).unwrap();
         }
