@@ -149,7 +149,7 @@ pub(super) const METRICS: &[Metric] = &[
     Metric::gauge(
         "parhelion_slabs_capacity",
         CORE,
-        "Receive buffers there are.",
+        "Receive buffers there are; with mirrors of Postgres a quarter more than configured, which are for them alone.",
         |s, out| per_core(s, |core, id| out.int(&[id], core.slabs_capacity)),
     ),
     Metric::gauge(
