@@ -467,6 +467,8 @@ fn what_is_no_list_shows_the_same_values_too() {
     assert_eq!(rows.len(), 2 * 3);
     let table = ctl(&port, "latency", false);
     assert_eq!(table.lines().count(), 1 + rows.len(), "{table}");
+    // People read "156 µs": the heading does not say nanoseconds.
+    assert!(!table.contains("_ns"), "{table}");
     for (at, row) in rows.iter().enumerate() {
         let mirror = &http["mirrors"][at / 3];
         let of = &mirror[["primary", "mirror", "queue_delay"][at % 3]];

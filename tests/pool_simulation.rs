@@ -12,6 +12,8 @@
 mod client;
 #[path = "support/pool_script.rs"]
 mod pool_script;
+#[path = "support/seeds.rs"]
+mod seeds;
 #[path = "pool_simulation/server.rs"]
 mod server;
 #[path = "pool_simulation/world.rs"]
@@ -19,6 +21,7 @@ mod world;
 
 use std::panic::catch_unwind;
 
+use seeds::{report, seeds};
 use world::{Sum, World};
 
 /// Mistakes that are planted to prove that the simulation sees them.
@@ -43,30 +46,12 @@ pub enum Mistake {
 const STEPS: usize = 4_000;
 
 fn run(seed: u64, mistake: Option<Mistake>) -> Result<Sum, String> {
-    catch_unwind(|| World::new(seed, mistake).run(STEPS)).map_err(|panic| {
-        let text = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("a panic without a text");
-        format!("PARHELION_SIM_SEED={seed}: {text}")
-    })
-}
-
-fn number(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name} is a number")),
-    )
+    catch_unwind(|| World::new(seed, mistake).run(STEPS)).map_err(|panic| report(seed, &*panic))
 }
 
 #[test]
 fn a_client_of_the_pool_is_answered_as_on_a_connection_of_its_own() {
-    let seeds = match number("PARHELION_SIM_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("PARHELION_SIM_SEEDS").unwrap_or(256),
-    };
+    let seeds = seeds();
     let many = seeds.end - seeds.start >= 256;
     let mut sum = Sum::default();
     for seed in seeds {

@@ -9,6 +9,8 @@
 
 #[path = "config_support/mod.rs"]
 mod config_support;
+#[path = "support/seeds.rs"]
+mod seeds;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +25,7 @@ use parhelion::mirror::ledger::{DropReason, Fate};
 use parhelion::mirror::unit::{Class, ClientId, Draft, MirrorSet, Outcome, UnitPool};
 use parhelion::proxy::mirrors::{Mirror, MirrorGroup};
 use parhelion::ring::Chunk;
+use seeds::{report, seeds};
 
 const MIRRORS: usize = 5;
 const CLIENTS: u64 = 6;
@@ -392,30 +395,12 @@ impl World {
 }
 
 fn run(seed: u64, mistake: Option<Mistake>) -> Result<(u64, u64), String> {
-    catch_unwind(|| World::new(seed, mistake).run()).map_err(|panic| {
-        let text = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("a panic without a text");
-        format!("PARHELION_SIM_SEED={seed}: {text}")
-    })
-}
-
-fn number(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name} is a number")),
-    )
+    catch_unwind(|| World::new(seed, mistake).run()).map_err(|panic| report(seed, &*panic))
 }
 
 #[test]
 fn no_seed_breaks_the_books_over_reloads() {
-    let seeds = match number("PARHELION_SIM_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("PARHELION_SIM_SEEDS").unwrap_or(256),
-    };
+    let seeds = seeds();
     let (mut reloads, mut spanned) = (0, 0);
     for seed in seeds {
         let (some, units) = run(seed, None).unwrap_or_else(|report| panic!("{report}"));

@@ -10,6 +10,8 @@
 
 #[path = "simulation/lane.rs"]
 mod lane;
+#[path = "support/seeds.rs"]
+mod seeds;
 #[path = "simulation/sessions.rs"]
 mod sessions;
 #[path = "simulation/shadow.rs"]
@@ -25,6 +27,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use parhelion::mirror::ledger::{DropReason, LedgerSnapshot};
 
+use seeds::{report, seeds};
 use sessions::{Postgres, Resp};
 use source::{Numbered, UnitSource};
 use world::World;
@@ -71,29 +74,9 @@ fn run_with(
     let mut world = World::new(seed, source, mistake);
     let steps = 1_000;
     catch_unwind(AssertUnwindSafe(|| world.run(steps))).map_err(|panic| {
-        let text = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("a panic without a text");
         let trace: Vec<&str> = world.trace.iter().map(String::as_str).collect();
-        format!("PARHELION_SIM_SEED={seed}: {text}\n{}", trace.join("\n"))
+        format!("{}\n{}", report(seed, &*panic), trace.join("\n"))
     })
-}
-
-fn number(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name} is a number")),
-    )
-}
-
-fn seeds() -> std::ops::Range<u64> {
-    match number("PARHELION_SIM_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("PARHELION_SIM_SEEDS").unwrap_or(256),
-    }
 }
 
 fn no_seed_breaks<U: UnitSource + Default>() {

@@ -298,6 +298,7 @@ impl Driver {
         // A send that was submitted with the wait ends it before it has begun.
         let is_send = |user_data| Op::of(user_data) == Some(Op::Send);
         if std::mem::take(&mut self.waited)
+            && core.aside().is_some()
             && !(submitted
                 && self
                     .completions

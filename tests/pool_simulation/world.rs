@@ -136,7 +136,14 @@ impl World {
             return;
         };
         seat.client.send(size, &mut connection);
-        // What asks for no answer needs no connection; what is left is for the server to read.
+        self.keep_or_give_back(id, connection);
+    }
+
+    /// What asks for no answer needs no connection; what is left is for the server to read.
+    fn keep_or_give_back(&mut self, id: u64, mut connection: Connection) {
+        let Some(seat) = self.seats.get_mut(&id) else {
+            return;
+        };
         if seat.client.settle(&mut connection) {
             connection.work();
             let pool = seat.pool;
@@ -228,13 +235,7 @@ impl World {
             return;
         }
         seat.client.receive(size, &mut connection);
-        if seat.client.settle(&mut connection) {
-            connection.work();
-            let pool = seat.pool;
-            self.put(pool, connection);
-        } else {
-            seat.holds = Some(connection);
-        }
+        self.keep_or_give_back(id, connection);
     }
 
     /// It goes where it stands: in the middle of a message, a transaction, or waiting.

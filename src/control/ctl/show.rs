@@ -176,7 +176,8 @@ fn listing_table(
     }
     let name = |column: &Column| match column.name {
         "at_unix_ms" => "at",
-        name => name,
+        // The cells have their unit.
+        name => name.strip_suffix("_ns").unwrap_or(name),
     };
     let header: Vec<&str> = columns.iter().map(name).collect();
     let mut table = Table::new(&header);

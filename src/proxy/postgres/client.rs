@@ -22,7 +22,6 @@ use crate::limits::SOCKET_SEND_BYTES;
 use crate::metrics;
 use crate::mirror::unit::ClientId;
 use crate::protocol::postgres::login::LoggedIn;
-use crate::protocol::postgres::sql;
 use crate::protocol::postgres::startup::{Severity, encode_error};
 use crate::protocol::postgres::tracker::{ClientEvent, ServerEvent, Tracker};
 use crate::proxy::Context;
@@ -381,10 +380,7 @@ impl PgSession {
                 assembler.bytes(&chunk.slice(range), &around);
             }
             ClientEvent::Statement(text) => {
-                let class = match text.truncated {
-                    true => sql::Class::UNKNOWN,
-                    false => sql::classify(text.sql),
-                };
+                let class = text.class();
                 let traces = !text.extended && carried.statement(text.sql, class, newest);
                 assembler.statement(text.sql, engine_class(class), traces);
             }

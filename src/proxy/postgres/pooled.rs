@@ -532,10 +532,7 @@ impl Pooled {
                     assembler.bytes(&chunk.slice(range), &around);
                 }
                 ClientEvent::Statement(text) => {
-                    let class = match text.truncated {
-                        true => sql::Class::UNKNOWN,
-                        false => sql::classify(text.sql),
-                    };
+                    let class = text.class();
                     let traces = !text.extended && carried.statement(text.sql, class, newest);
                     assembler.statement(text.sql, engine_class(class), traces);
                     pins |= pinning::pins(text.sql);

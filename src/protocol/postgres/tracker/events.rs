@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::super::digest::RowsDigest;
+use super::super::sql::{self, Class};
 
 /// What a client's bytes mean. Ranges are of the input of the call.
 #[derive(Debug, PartialEq, Eq)]
@@ -57,6 +58,16 @@ pub struct StatementText<'a> {
     pub truncated: bool,
     /// From a Parse message (one statement) and not from a Query (any number of them).
     pub extended: bool,
+}
+
+impl StatementText<'_> {
+    /// What it does. Of a text that is not all here that is not known.
+    pub fn class(&self) -> Class {
+        match self.truncated {
+            true => Class::UNKNOWN,
+            false => sql::classify(self.sql),
+        }
+    }
 }
 
 /// What happens to a prepared statement. The unnamed one has the empty name: it too outlives its cycle. It takes effect only if the server agrees.
