@@ -148,9 +148,34 @@ fn canary_passwords_show_up_nowhere() {
         "/api/servers",
         "/api/config",
         "/api/divergences?limit=1000",
+        "/api/queries?limit=1000",
+        "/api/latency",
+        "/api/metrics",
+        "/api/changes",
     ] {
         seen.push((page.to_owned(), proxy.get(page).unwrap()));
     }
+    // All that the console shows, by its own list.
+    let admin = |sql: &str| {
+        let mut command = Command::new(primary.program("psql"));
+        let port = address.port().to_string();
+        command.args(["-X", "-A", "-t", "-h", "127.0.0.1", "-p", &port]);
+        command.args(["-U", "postgres", "-d", "admin", "-c", sql]);
+        run_ok(&mut command, b"", TIMEOUT)
+    };
+    let mut shows = 0;
+    for line in admin("SHOW HELP").lines() {
+        let statement = line
+            .split(['|', '[', '('])
+            .next()
+            .unwrap_or_default()
+            .trim();
+        if statement.starts_with("SHOW ") {
+            seen.push((statement.to_owned(), admin(statement)));
+            shows += 1;
+        }
+    }
+    assert!(shows > 10, "{}", admin("SHOW HELP"));
     let mut ctl = Command::new(env!("CARGO_BIN_EXE_parhelion"));
     let url = format!("http://{control}");
     seen.push((

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use parhelion::testing::proxy::ProxyOptions;
 use parhelion::testing::wait::eventually;
 use support::cable::Cable;
-use support::faults::{Ledger, PATIENCE, clients, open_fds, open_fds_with_lane, redis, start};
+use support::faults::{
+    Ledger, PATIENCE, clients, open_fds, open_fds_with_lane, postgres, redis, start,
+};
 use support::resp::{RespClient, encode};
 
 /// A Redis at the far end of a cable.
@@ -95,6 +97,50 @@ fn a_client_that_vanishes_without_a_fin_is_freed_a_second_after_the_timeout() {
     assert!(took <= Duration::from_secs(5), "{took:?}");
     let info = server.command(&["INFO", "clients"]).unwrap();
     assert!(String::from_utf8_lossy(&info).contains("blocked_clients:0"));
+}
+
+#[test]
+fn a_postgres_client_that_vanishes_without_a_fin_is_freed_a_second_after_the_timeout() {
+    let Some(cable) = Cable::lay() else { return };
+    let server = postgres();
+    let options = ProxyOptions::new("postgres", server.address())
+        .general("client_idle_timeout = \"3s\"")
+        .listen(cable.near().into());
+    let proxy = start(&options);
+    let before = open_fds(proxy.pid());
+    // In a statement that does not end by itself, and inside a transaction that holds a lock.
+    let conninfo = format!(
+        "host={} port={} user=postgres dbname=postgres application_name=vanishing",
+        cable.near(),
+        proxy.address().port()
+    );
+    let sql = "BEGIN; LOCK pg_catalog.pg_description; SELECT pg_sleep(600)";
+    let mut client = cable
+        .command("psql")
+        .args(["-X", "-c", sql, &conninfo])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let at_work = || {
+        let open = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'vanishing'";
+        server.sql("postgres", open).unwrap() == "1"
+    };
+    let came = eventually(PATIENCE, || at_work().then_some(()));
+    assert!(came.is_some(), "the client never came");
+    assert_eq!(clients(proxy.control()), 1);
+    cable.cut();
+    let began = Instant::now();
+    let freed = eventually(PATIENCE, || {
+        (clients(proxy.control()) == 0 && open_fds(proxy.pid()) <= before).then_some(())
+    });
+    let took = began.elapsed();
+    client.kill().unwrap();
+    client.wait().unwrap();
+    assert!(freed.is_some(), "never freed");
+    println!("half-open client of Postgres freed after {took:?} with a timeout of 3s");
+    // As with Redis.
+    assert!(took <= Duration::from_secs(5), "{took:?}");
 }
 
 #[test]

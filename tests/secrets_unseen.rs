@@ -5,11 +5,15 @@
 
 mod support;
 
+use std::sync::mpsc::Receiver;
+
 use parhelion::testing::proxy::{ProxyOptions, ProxyProcess};
 use parhelion::testing::servers::{
     PostgresOptions, PostgresServer, PostgresUser, RedisOptions, RedisServer, UserAuth,
 };
-use support::faults::{Ledger, closed, postgres, redis, start};
+use serde_json::Value;
+use support::faults::{Ledger, PATIENCE, closed, postgres, redis, start};
+use support::ingest::ingest;
 use support::pg::{PgClient, wire};
 use support::resp::RespClient;
 
@@ -20,7 +24,13 @@ fn everything(proxy: &mut ProxyProcess, journal: &std::path::Path) -> Vec<(Strin
         "/api/status",
         "/api/mirrors",
         "/api/databases",
-        "/api/divergences",
+        "/api/divergences?limit=1000",
+        "/api/clients",
+        "/api/servers",
+        "/api/queries",
+        "/api/latency",
+        "/api/metrics",
+        "/api/changes",
         "/api/config",
         "/api/report",
         "/report",
@@ -34,6 +44,15 @@ fn everything(proxy: &mut ProxyProcess, journal: &std::path::Path) -> Vec<(Strin
     let journal = std::fs::read_to_string(journal).unwrap_or_default();
     shown.push(("journal".to_owned(), journal));
     shown
+}
+
+/// What Sentry was told; something must have been.
+fn told_to_sentry(events: &Receiver<Value>) -> (String, String) {
+    let first = events.recv_timeout(PATIENCE);
+    let mut all = vec![first.expect("nothing was told to Sentry").to_string()];
+    all.extend(events.try_iter().map(|event| event.to_string()));
+    println!("{} events of Sentry, such as {}", all.len(), all[0]);
+    ("Sentry".to_owned(), all.join("\n"))
 }
 
 fn journal_of(shown: &[(String, String)]) -> &str {
@@ -60,9 +79,11 @@ fn passwords_of_redis_clients_are_shown_nowhere() {
     let mirror = redis();
     let folder = tempfile::tempdir().unwrap();
     let journal = folder.path().join("divergences.jsonl");
+    let (dsn, events) = ingest();
     let options = ProxyOptions::new("redis", primary.address())
         .mirror(mirror.address())
         .general(&format!("divergence_log = \"{}\"", journal.display()))
+        .section(&format!("[sentry]\ndsn = \"{dsn}\"\n"))
         .env("PARHELION_LOG", "trace");
     let mut proxy = start(&options);
     let mut client = RespClient::connect(proxy.address());
@@ -96,7 +117,8 @@ fn passwords_of_redis_clients_are_shown_nowhere() {
     );
     client.call(&["GET", "differs"]);
     Ledger::settled(proxy.control());
-    let shown = everything(&mut proxy, &journal);
+    let mut shown = everything(&mut proxy, &journal);
+    shown.push(told_to_sentry(&events));
     let told = journal_of(&shown);
     assert!(told.contains("differs"), "the journal is not written");
     assert_unseen(&shown);
@@ -117,9 +139,11 @@ fn passwords_in_postgres_traffic_are_shown_nowhere() {
     let mirror = postgres();
     let folder = tempfile::tempdir().unwrap();
     let journal = folder.path().join("divergences.jsonl");
+    let (dsn, events) = ingest();
     let options = ProxyOptions::new("postgres", primary.address())
         .mirror(mirror.address())
         .general(&format!("divergence_log = \"{}\"", journal.display()))
+        .section(&format!("[sentry]\ndsn = \"{dsn}\"\n"))
         .env("PARHELION_LOG", "trace");
     let mut proxy = start(&options);
     let (mut client, _) = PgClient::connect(proxy.address(), "postgres");
@@ -152,7 +176,8 @@ fn passwords_in_postgres_traffic_are_shown_nowhere() {
     ]));
     let _ = closed(&mut refused.stream);
     Ledger::settled(proxy.control());
-    let shown = everything(&mut proxy, &journal);
+    let mut shown = everything(&mut proxy, &journal);
+    shown.push(told_to_sentry(&events));
     let told = journal_of(&shown);
     assert!(told.contains('{'), "the journal is not written");
     assert_unseen(&shown);
