@@ -100,7 +100,7 @@ fn a_client_that_vanishes_without_a_fin_is_freed_a_second_after_the_timeout() {
 }
 
 #[test]
-fn a_postgres_client_that_vanishes_without_a_fin_is_freed_a_second_after_the_timeout() {
+fn a_postgres_client_that_vanishes_in_a_transaction_is_freed_with_its_locks() {
     let Some(cable) = Cable::lay() else { return };
     let server = postgres();
     let options = ProxyOptions::new("postgres", server.address())
@@ -108,25 +108,26 @@ fn a_postgres_client_that_vanishes_without_a_fin_is_freed_a_second_after_the_tim
         .listen(cable.near().into());
     let proxy = start(&options);
     let before = open_fds(proxy.pid());
-    // In a statement that does not end by itself, and inside a transaction that holds a lock.
+    server.sql("postgres", "CREATE TABLE held (n int)").unwrap();
+    // Idle in a transaction, with a lock that others wait for.
     let conninfo = format!(
-        "host={} port={} user=postgres dbname=postgres application_name=vanishing",
+        "host={} port={} user=postgres dbname=postgres",
         cable.near(),
         proxy.address().port()
     );
-    let sql = "BEGIN; LOCK pg_catalog.pg_description; SELECT pg_sleep(600)";
     let mut client = cable
         .command("psql")
-        .args(["-X", "-c", sql, &conninfo])
+        .args(["-X", "-c", "BEGIN", "-c", "LOCK held", "-c", "\\! sleep 60"])
+        .arg(&conninfo)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let at_work = || {
-        let open = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'vanishing'";
-        server.sql("postgres", open).unwrap() == "1"
+    let locks = || {
+        let held = "SELECT count(*) FROM pg_locks WHERE relation = 'held'::regclass";
+        server.sql("postgres", held).unwrap()
     };
-    let came = eventually(PATIENCE, || at_work().then_some(()));
+    let came = eventually(PATIENCE, || (locks() == "1").then_some(()));
     assert!(came.is_some(), "the client never came");
     assert_eq!(clients(proxy.control()), 1);
     cable.cut();
@@ -141,6 +142,8 @@ fn a_postgres_client_that_vanishes_without_a_fin_is_freed_a_second_after_the_tim
     println!("half-open client of Postgres freed after {took:?} with a timeout of 3s");
     // As with Redis.
     assert!(took <= Duration::from_secs(5), "{took:?}");
+    let unlocked = eventually(PATIENCE, || (locks() == "0").then_some(()));
+    assert!(unlocked.is_some(), "the lock outlives the client");
 }
 
 #[test]

@@ -251,6 +251,7 @@ fn postgres_mirrors_that_lie_lose_their_connection_and_clients_notice_nothing() 
         assert_eq!(books.observed, queries, "{name}");
         assert_eq!(books.delivered, 0, "{name}: {books:?}");
         assert!(liar.is_left(), "{name}: the connection is kept");
+        println!("{name}: left after {:?}", began.elapsed());
         // Lost in the pool's back-off, not hammered.
         assert!(liar.connections.load(Ordering::Relaxed) < 60, "{name}");
     }
