@@ -6,7 +6,9 @@
 mod support;
 
 use std::collections::HashMap;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parhelion::testing::proxy::{ProxyOptions, ProxyProcess};
@@ -14,7 +16,7 @@ use parhelion::testing::servers::PostgresServer;
 use parhelion::testing::wait::eventually;
 use rustix::process::Signal;
 use support::faults::{Load, PATIENCE, counter, postgres, redis, start};
-use support::pg::PgClient;
+use support::pg::{PgClient, wire};
 use support::resp::RespClient;
 
 #[test]
@@ -62,6 +64,94 @@ fn sigterm_under_load_ends_with_nothing_in_flight_and_code_0() {
         (delivered..=delivered + book("errored")).contains(&seen),
         "the mirror holds {seen}: {books:?}"
     );
+}
+
+#[test]
+fn sigterm_under_load_cuts_no_transaction_of_postgres_and_the_mirror_has_the_same_ones() {
+    let (primary, mirror) = (postgres(), postgres());
+    for server in [&primary, &mirror] {
+        let table = "CREATE TABLE steps (unit text, half int)";
+        server.sql("postgres", table).unwrap();
+    }
+    let options = ProxyOptions::new("postgres", primary.address()).mirror(mirror.address());
+    let mut proxy = start(&options.general("pace = \"off\""));
+    let address = proxy.address();
+    let done = Arc::<AtomicU64>::default();
+    let clients: Vec<_> = (0..4)
+        .map(|number| {
+            let done = done.clone();
+            std::thread::spawn(move || {
+                let (mut client, _) = PgClient::connect(address, "postgres");
+                for unit in 0.. {
+                    let unit = format!("'{number}/{unit}'");
+                    for (step, sql) in [
+                        "BEGIN".to_owned(),
+                        format!("INSERT INTO steps VALUES ({unit}, 1)"),
+                        format!("INSERT INTO steps VALUES ({unit}, 2)"),
+                        "COMMIT".to_owned(),
+                    ]
+                    .into_iter()
+                    .enumerate()
+                    {
+                        if let Err(reason) = answered(&mut client, &sql) {
+                            return (step, reason);
+                        }
+                    }
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+                unreachable!("it is ended before")
+            })
+        })
+        .collect();
+    let loaded = || (done.load(Ordering::Relaxed) > 200).then_some(());
+    assert!(eventually(PATIENCE, loaded).is_some());
+    proxy.process().signal(Signal::TERM).unwrap();
+    let ended = proxy.process().wait_exit(PATIENCE).expect("it ends");
+    assert_eq!(ended.code(), Some(0));
+    for client in clients {
+        // Between two transactions, with the server's own words for it, or with a close.
+        let (step, reason) = client.join().unwrap();
+        assert_eq!(step, 0, "cut in a transaction: {reason}");
+        assert!(reason.is_empty() || reason.contains("57P01"), "{reason}");
+    }
+    let done = done.load(Ordering::Relaxed);
+    let books = final_books(&proxy);
+    println!("{done} transactions: {books:?}");
+    let book = |key: &str| -> u64 { books[key].parse().unwrap() };
+    assert_eq!((book("in_flight"), &books["balances"][..]), (0, "true"));
+    assert_eq!(book("offered"), done, "{books:?}");
+    let units = |server: &PostgresServer| -> u64 {
+        let whole = "SELECT count(*) FROM \
+                     (SELECT unit FROM steps GROUP BY unit HAVING sum(half) = 3 AND count(*) = 2) whole";
+        let rows = server
+            .sql("postgres", "SELECT count(*) FROM steps")
+            .unwrap();
+        let whole: u64 = server.sql("postgres", whole).unwrap().parse().unwrap();
+        assert_eq!(rows, (2 * whole).to_string(), "half a transaction");
+        whole
+    };
+    assert_eq!(units(&primary), done);
+    let seen = units(&mirror);
+    let delivered = book("delivered");
+    assert!(
+        (delivered..=delivered + book("errored")).contains(&seen),
+        "the mirror holds {seen}: {books:?}"
+    );
+}
+
+/// Runs a statement; an error is what the client was told before the end, nothing if it was only closed.
+fn answered(client: &mut PgClient, sql: &str) -> Result<(), String> {
+    // A close that has come already shows at the answer.
+    let _ = client.stream.write_all(&wire::query(sql));
+    let mut told = String::new();
+    loop {
+        match wire::read_message(&mut client.stream) {
+            Ok(message) if message[0] == b'Z' => return Ok(()),
+            Ok(message) if message[0] == b'E' => told = message.escape_ascii().to_string(),
+            Ok(_) => {}
+            Err(_) => return Err(told),
+        }
+    }
 }
 
 /// What the process says of its mirror as its last word.
@@ -252,7 +342,10 @@ fn a_bad_file_at_a_reload_changes_nothing_and_is_named() {
         let said = eventually(PATIENCE, || {
             let log = proxy.process.log();
             let lines = log[known..].join("\n");
-            (lines.contains(named) && lines.contains("refused")).then_some(lines)
+            // Named with the file and the line.
+            let place = lines.split("parhelion.toml:").nth(1);
+            let line = place.is_some_and(|place| place.starts_with(|c: char| c.is_ascii_digit()));
+            (lines.contains(named) && lines.contains("refused") && line).then_some(lines)
         });
         assert!(
             said.is_some(),
