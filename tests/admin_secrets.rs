@@ -15,6 +15,7 @@ use parhelion::testing::servers::{
     PostgresOptions, PostgresServer, PostgresUser, RedisOptions, RedisServer, UserAuth,
 };
 use parhelion::testing::wait::{eventually, free_port};
+use support::ingest::ingest;
 use support::{run, run_ok};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -46,11 +47,13 @@ fn canary_passwords_show_up_nowhere() {
     let candidate = RedisServer::start(RedisOptions::default()).unwrap();
     let local = || SocketAddr::from(([127, 0, 0, 1], free_port().unwrap()));
     let (address, redis_address, control) = (local(), local(), local());
+    let (dsn, events) = ingest();
+    let dsn = dsn.replace("public@", "canary-dsn@");
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let text = format!(
         "[general]\ncores = [0]\ncontrol = \"{control}\"\ndivergence_log = \"journal\"\n\
-         [sentry]\ndsn = \"http://canary-dsn@127.0.0.1:9/1\"\n\
+         [sentry]\ndsn = \"{dsn}\"\n\
          [[listeners]]\naddress = \"{address}\"\n\
          [[listeners]]\naddress = \"{redis_address}\"\nprotocol = \"redis\"\ndatabase = \"cache\"\n\
          [[databases]]\nname = \"postgres\"\nhost = \"127.0.0.1\"\nport = {}\n\
@@ -182,7 +185,11 @@ fn canary_passwords_show_up_nowhere() {
         "ctl reload".into(),
         run_ok(ctl.args(["ctl", "--url", &url, "reload"]), b"", TIMEOUT),
     ));
+    let first = events.recv_timeout(TIMEOUT).expect("Sentry is told");
     proxy.terminate();
+    for event in std::iter::once(first).chain(events.try_iter()) {
+        seen.push(("Sentry".into(), event.to_string()));
+    }
     seen.push((
         "the journal".into(),
         std::fs::read_to_string(path("journal")).unwrap(),
