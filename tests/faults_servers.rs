@@ -8,7 +8,7 @@ mod support;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parhelion::protocol::resp::RequestFramer;
@@ -176,14 +176,14 @@ fn a_thousand_cancels_hit_their_own_query_and_no_other() {
     let primary = postgres();
     let proxy = start(&ProxyOptions::new("postgres", primary.address()));
     let address = proxy.address();
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stop = Arc::new(AtomicBool::new(false));
     let bystanders: Vec<_> = (0..2)
         .map(|_| {
             let stop = stop.clone();
             std::thread::spawn(move || {
                 let (mut client, _) = PgClient::connect(address, "postgres");
                 let mut queries = 0_u64;
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                while !stop.load(Ordering::Relaxed) {
                     let answer = client.query("SELECT pg_sleep(0.002)");
                     assert!(
                         answer.iter().all(|message| message[0] != b'E'),
@@ -226,7 +226,7 @@ fn a_thousand_cancels_hit_their_own_query_and_no_other() {
         .into_iter()
         .map(std::thread::JoinHandle::join)
         .collect();
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    stop.store(true, Ordering::Relaxed);
     let undisturbed: u64 = bystanders
         .into_iter()
         .map(|thread| thread.join().unwrap())
