@@ -75,8 +75,8 @@ fn mutate(rng: &mut fastrand::Rng, input: &mut Vec<u8>, others: &[Vec<u8>]) {
     }
 }
 
-/// What a target may hold of an input of 64 KiB at any time: everything a few hundred times, and not what a length in it claims.
-const HELD_MAX: u64 = 32 << 20;
+/// What a target may hold of an input of at most 64 KiB at any time: some dozens of it, and not what a length in it claims.
+const HELD_MAX: u64 = 4 << 20;
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())

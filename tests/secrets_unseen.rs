@@ -11,6 +11,7 @@ use parhelion::testing::proxy::{ProxyOptions, ProxyProcess};
 use parhelion::testing::servers::{
     PostgresOptions, PostgresServer, PostgresUser, RedisOptions, RedisServer, UserAuth,
 };
+use parhelion::testing::wait::eventually;
 use serde_json::Value;
 use support::faults::{Ledger, PATIENCE, closed, postgres, redis, start};
 use support::ingest::ingest;
@@ -208,4 +209,68 @@ fn passwords_of_the_configuration_are_shown_nowhere() {
     client.call(&["SET", "a", "2"]);
     let shown = everything(&mut proxy, &folder.path().join("none"));
     assert_unseen(&shown);
+}
+
+#[test]
+fn passwords_that_a_mirror_refuses_are_shown_nowhere() {
+    for protocol in ["redis", "postgres"] {
+        // The servers of the tests live as long as the proxy does.
+        let redis_mirror = RedisServer::start(RedisOptions {
+            password: Some("canary-right".to_owned()),
+            ..RedisOptions::default()
+        });
+        let (redis_primary, redis_mirror) = (redis(), redis_mirror.unwrap());
+        let postgres_mirror = PostgresServer::start(PostgresOptions {
+            users: vec![PostgresUser {
+                name: "carla".to_owned(),
+                password: "canary-right".to_owned(),
+                auth: UserAuth::Scram,
+            }],
+            ..PostgresOptions::default()
+        });
+        let (postgres_primary, postgres_mirror) = (postgres(), postgres_mirror.unwrap());
+        let (primary, mirror, user, refusal) = match protocol {
+            "redis" => (
+                redis_primary.address(),
+                redis_mirror.address(),
+                "",
+                "it refused the login",
+            ),
+            _ => (
+                postgres_primary.address(),
+                postgres_mirror.address(),
+                "user = \"carla\"\ndatabase_name = \"postgres\"\n",
+                "28P01",
+            ),
+        };
+        let (dsn, events) = ingest();
+        let dsn = dsn.replace("public@", "canary-dsn@");
+        let options = ProxyOptions::new(protocol, primary)
+            .section(&format!(
+                "[[databases]]\nname = \"stale\"\nprotocol = \"{protocol}\"\nhost = \"{}\"\nport = {}\n{user}\
+                 password = \"canary-stale\"\n\
+                 [[mirroring]]\nsource_db = \"primary\"\ndestination_db = \"stale\"\n\
+                 [sentry]\ndsn = \"{dsn}\"\n",
+                mirror.ip(),
+                mirror.port()
+            ))
+            .general("drain_timeout = \"1s\"")
+            .env("PARHELION_LOG", "trace");
+        let mut proxy = start(&options);
+        let refused = eventually(PATIENCE, || {
+            match protocol {
+                "redis" => drop(RespClient::connect(proxy.address()).call(&["SET", "a", "1"])),
+                _ => {
+                    let (mut client, _) = PgClient::connect(proxy.address(), "postgres");
+                    client.query("SELECT 1");
+                }
+            }
+            proxy.log().join("\n").contains(refusal).then_some(())
+        });
+        assert!(refused.is_some(), "{protocol}: the refusal is not told");
+        let mut shown = everything(&mut proxy, std::path::Path::new("/nonexistent"));
+        let told: Vec<String> = events.try_iter().map(|event| event.to_string()).collect();
+        shown.push(("Sentry".to_owned(), told.join("\n")));
+        assert_unseen(&shown);
+    }
 }
