@@ -169,6 +169,16 @@ fn resident(pid: u32) -> u64 {
     kib * 1024
 }
 
+/// Bytes that the proxy has read from its clients.
+fn received(proxy: &mut Proxy) -> u64 {
+    let metrics = proxy.real().get("/metrics").unwrap();
+    let of = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
+    let lines = metrics
+        .lines()
+        .filter(|line| line.starts_with("parhelion_client_received_bytes_total"));
+    lines.filter_map(of).sum::<f64>() as u64
+}
+
 #[test]
 fn a_drain_lets_replies_through_and_then_closes() {
     let server = RedisServer::start(RedisOptions::default()).unwrap();
@@ -178,8 +188,13 @@ fn a_drain_lets_replies_through_and_then_closes() {
     assert_eq!(idle.call(&["PING"]), b"+PONG\r\n");
     assert_eq!(busy.call(&["PING"]), b"+PONG\r\n");
     server.pause().unwrap();
-    busy.send(&encode(&["ECHO", "last"]));
-    std::thread::sleep(Duration::from_millis(300));
+    let known = received(&mut proxy);
+    let last = encode(&["ECHO", "last"]);
+    busy.send(&last);
+    let came = eventually(Duration::from_secs(10), || {
+        (received(&mut proxy) >= known + last.len() as u64).then_some(())
+    });
+    assert!(came.is_some(), "the last command does not arrive");
     let process = proxy.real().process();
     rustix::process::kill_process(
         rustix::process::Pid::from_raw(process.pid() as i32).unwrap(),
