@@ -23,9 +23,9 @@ use super::session::Session;
 use super::units::{Over, Pending};
 use super::{SharedSource, Source};
 use crate::limits::{
-    REDIS_COMPARE_BYTES, REDIS_HEAD_KEPT_BYTES, REDIS_LANE_IDLE_NS, REDIS_LANE_REPLY_BYTES,
-    REDIS_LANE_RETRY_NS, REDIS_PACED_LOOK, REDIS_REPLY_BYTES_MAX, REDIS_SPILL_BYTES_MAX,
-    SOCKET_SEND_BYTES,
+    PREFETCH_AHEAD, REDIS_COMPARE_BYTES, REDIS_HEAD_KEPT_BYTES, REDIS_LANE_IDLE_NS,
+    REDIS_LANE_REPLY_BYTES, REDIS_LANE_RETRY_NS, REDIS_PACED_LOOK, REDIS_REPLY_BYTES_MAX,
+    REDIS_SPILL_BYTES_MAX, SOCKET_SEND_BYTES,
 };
 use crate::metrics::{self, OpenConnection};
 use crate::protocol::resp::tracker::{Disposition, UnitEnd};
@@ -381,6 +381,9 @@ impl Lane {
                 return Err(Broken::Unsolicited);
             };
             run.replies += 1;
+            if let Some(later) = state.fifo.get(PREFETCH_AHEAD) {
+                later.pending.prefetch();
+            }
             let bytes = std::mem::take(&mut state.reply_bytes);
             if state.reply.is_empty() {
                 entry.answered(&Frame::Whole(chunk, piece), bytes, over);
