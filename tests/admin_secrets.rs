@@ -15,6 +15,7 @@ use parhelion::testing::servers::{
     PostgresOptions, PostgresServer, PostgresUser, RedisOptions, RedisServer, UserAuth,
 };
 use parhelion::testing::wait::{eventually, free_port};
+use support::ingest::ingest;
 use support::{run, run_ok};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -46,11 +47,13 @@ fn canary_passwords_show_up_nowhere() {
     let candidate = RedisServer::start(RedisOptions::default()).unwrap();
     let local = || SocketAddr::from(([127, 0, 0, 1], free_port().unwrap()));
     let (address, redis_address, control) = (local(), local(), local());
+    let (dsn, events) = ingest();
+    let dsn = dsn.replace("public@", "canary-dsn@");
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let text = format!(
         "[general]\ncores = [0]\ncontrol = \"{control}\"\ndivergence_log = \"journal\"\n\
-         [sentry]\ndsn = \"http://canary-dsn@127.0.0.1:9/1\"\n\
+         [sentry]\ndsn = \"{dsn}\"\n\
          [[listeners]]\naddress = \"{address}\"\n\
          [[listeners]]\naddress = \"{redis_address}\"\nprotocol = \"redis\"\ndatabase = \"cache\"\n\
          [[databases]]\nname = \"postgres\"\nhost = \"127.0.0.1\"\nport = {}\n\
@@ -148,16 +151,45 @@ fn canary_passwords_show_up_nowhere() {
         "/api/servers",
         "/api/config",
         "/api/divergences?limit=1000",
+        "/api/queries?limit=1000",
+        "/api/latency",
+        "/api/metrics",
+        "/api/changes",
     ] {
         seen.push((page.to_owned(), proxy.get(page).unwrap()));
     }
+    // All that the console shows, by its own list.
+    let admin = |sql: &str| {
+        let mut command = Command::new(primary.program("psql"));
+        let port = address.port().to_string();
+        command.args(["-X", "-A", "-t", "-h", "127.0.0.1", "-p", &port]);
+        command.args(["-U", "postgres", "-d", "admin", "-c", sql]);
+        run_ok(&mut command, b"", TIMEOUT)
+    };
+    let mut shows = 0;
+    for line in admin("SHOW HELP").lines() {
+        let statement = line
+            .split(['|', '[', '('])
+            .next()
+            .unwrap_or_default()
+            .trim();
+        if statement.starts_with("SHOW ") {
+            seen.push((statement.to_owned(), admin(statement)));
+            shows += 1;
+        }
+    }
+    assert!(shows > 10, "{}", admin("SHOW HELP"));
     let mut ctl = Command::new(env!("CARGO_BIN_EXE_parhelion"));
     let url = format!("http://{control}");
     seen.push((
         "ctl reload".into(),
         run_ok(ctl.args(["ctl", "--url", &url, "reload"]), b"", TIMEOUT),
     ));
+    let first = events.recv_timeout(TIMEOUT).expect("Sentry is told");
     proxy.terminate();
+    for event in std::iter::once(first).chain(events.try_iter()) {
+        seen.push(("Sentry".into(), event.to_string()));
+    }
     seen.push((
         "the journal".into(),
         std::fs::read_to_string(path("journal")).unwrap(),

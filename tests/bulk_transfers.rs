@@ -96,6 +96,11 @@ fn a_gibibyte_of_copy_crosses_each_way_in_constant_memory_and_is_one_oversize_dr
         .sql("postgres", "SELECT last_value FROM arrived")
         .unwrap();
     assert_eq!(arrived, (rows + 32).to_string());
+    // Nothing of what was dropped reached the mirror.
+    let mirrored = mirror
+        .sql("postgres", "SELECT last_value FROM arrived")
+        .unwrap();
+    assert!(mirrored.parse::<usize>().unwrap() <= 32, "{mirrored} rows");
 
     let out = format!(
         "COPY (SELECT repeat('x', {}) FROM generate_series(1, {rows})) TO STDOUT",
@@ -136,6 +141,7 @@ fn the_largest_redis_value_crosses_each_way_in_constant_memory_and_is_one_oversi
     });
     let books = Ledger::settled(proxy.control());
     assert_eq!(oversize(&proxy), 1, "{books:?}");
+    assert_eq!(mirror.command(&["EXISTS", "big"]).unwrap(), b":0\r\n");
     let mut get = |what: &str| {
         growth(&proxy, what, bytes, || {
             client.send(b"*2\r\n$3\r\nGET\r\n$3\r\nbig\r\n");

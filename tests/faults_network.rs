@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use parhelion::testing::proxy::ProxyOptions;
 use parhelion::testing::wait::eventually;
 use support::cable::Cable;
-use support::faults::{Ledger, PATIENCE, clients, open_fds, open_fds_with_lane, redis, start};
+use support::faults::{
+    Ledger, PATIENCE, clients, open_fds, open_fds_with_lane, postgres, redis, start,
+};
 use support::resp::{RespClient, encode};
 
 /// A Redis at the far end of a cable.
@@ -95,6 +97,53 @@ fn a_client_that_vanishes_without_a_fin_is_freed_a_second_after_the_timeout() {
     assert!(took <= Duration::from_secs(5), "{took:?}");
     let info = server.command(&["INFO", "clients"]).unwrap();
     assert!(String::from_utf8_lossy(&info).contains("blocked_clients:0"));
+}
+
+#[test]
+fn a_postgres_client_that_vanishes_in_a_transaction_is_freed_with_its_locks() {
+    let Some(cable) = Cable::lay() else { return };
+    let server = postgres();
+    let options = ProxyOptions::new("postgres", server.address())
+        .general("client_idle_timeout = \"3s\"")
+        .listen(cable.near().into());
+    let proxy = start(&options);
+    let before = open_fds(proxy.pid());
+    server.sql("postgres", "CREATE TABLE held (n int)").unwrap();
+    // Idle in a transaction, with a lock that others wait for.
+    let conninfo = format!(
+        "host={} port={} user=postgres dbname=postgres",
+        cable.near(),
+        proxy.address().port()
+    );
+    let mut client = cable
+        .command("psql")
+        .args(["-X", "-c", "BEGIN", "-c", "LOCK held", "-c", "\\! sleep 60"])
+        .arg(&conninfo)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let locks = || {
+        let held = "SELECT count(*) FROM pg_locks WHERE relation = 'held'::regclass";
+        server.sql("postgres", held).unwrap()
+    };
+    let came = eventually(PATIENCE, || (locks() == "1").then_some(()));
+    assert!(came.is_some(), "the client never came");
+    assert_eq!(clients(proxy.control()), 1);
+    cable.cut();
+    let began = Instant::now();
+    let freed = eventually(PATIENCE, || {
+        (clients(proxy.control()) == 0 && open_fds(proxy.pid()) <= before).then_some(())
+    });
+    let took = began.elapsed();
+    client.kill().unwrap();
+    client.wait().unwrap();
+    assert!(freed.is_some(), "never freed");
+    println!("half-open client of Postgres freed after {took:?} with a timeout of 3s");
+    // As with Redis.
+    assert!(took <= Duration::from_secs(5), "{took:?}");
+    let unlocked = eventually(PATIENCE, || (locks() == "0").then_some(()));
+    assert!(unlocked.is_some(), "the lock outlives the client");
 }
 
 #[test]

@@ -75,6 +75,9 @@ fn mutate(rng: &mut fastrand::Rng, input: &mut Vec<u8>, others: &[Vec<u8>]) {
     }
 }
 
+/// What a target may hold of an input of at most 64 KiB at any time: some dozens of it, and not what a length in it claims.
+const HELD_MAX: u64 = 4 << 20;
+
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
@@ -89,7 +92,7 @@ fn smoke(name: &str) {
     let mut rng = fastrand::Rng::with_seed(seed);
     let began = Instant::now();
     let mut pool = corpus.clone();
-    let mut runs = 0_u64;
+    let (mut runs, mut most) = (0_u64, 0);
     while began.elapsed() < time || runs < corpus.len() as u64 {
         let mut input = match corpus.get(runs as usize) {
             Some(whole) => whole.clone(),
@@ -100,7 +103,10 @@ fn smoke(name: &str) {
             }
         };
         let step = Instant::now();
-        let done = catch_unwind(AssertUnwindSafe(|| target(&input)));
+        let mut done = Ok(());
+        let used = allocation_counter::measure(|| {
+            done = catch_unwind(AssertUnwindSafe(|| target(&input)));
+        });
         assert!(
             done.is_ok(),
             "{name}, seed {seed}, run {runs}: {}",
@@ -109,6 +115,14 @@ fn smoke(name: &str) {
         assert!(
             step.elapsed() < Duration::from_secs(5),
             "{name} hangs on {} bytes: {}",
+            input.len(),
+            input[..input.len().min(400)].escape_ascii()
+        );
+        most = most.max(used.bytes_max);
+        assert!(
+            used.bytes_max <= HELD_MAX,
+            "{name}, seed {seed}, run {runs} holds {} for {} bytes: {}",
+            used.bytes_max,
             input.len(),
             input[..input.len().min(400)].escape_ascii()
         );
@@ -123,7 +137,7 @@ fn smoke(name: &str) {
         }
         runs += 1;
     }
-    println!("{name}: {runs} runs");
+    println!("{name}: {runs} runs, at most {most} bytes held");
 }
 
 macro_rules! smokes {

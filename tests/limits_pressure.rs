@@ -95,6 +95,8 @@ fn two_thousand_connections_a_second_half_of_them_silent_disturb_nobody_for_long
         beside.against("beside one at the proxy", &alone)
     );
     assert!(beside.calls() > 1_000, "{} calls", beside.calls());
+    // A busy machine may make fewer, but not so few that this is no storm.
+    assert!(opened > seconds * 1_000, "only {opened} connections");
     let worse = beside.is_worse_than(&alone) && beside.is_worse_than(&control);
     assert!(!worse, "{}", beside.against("p99", &alone));
     let back = eventually(PATIENCE, || (open_fds(proxy.pid()) <= before).then_some(()));

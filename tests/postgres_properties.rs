@@ -80,9 +80,10 @@ fn pieces(len: usize, cuts: &[usize]) -> Vec<Range<usize>> {
     at.windows(2).map(|pair| pair[0]..pair[1]).collect()
 }
 
-/// What a tracker says of a client stream, with adjacent ranges joined so that cuts do not show.
+/// What a tracker says of a client stream, with adjacent ranges joined so that cuts do not show: first what is read, in its
+/// order, then where the bytes belong, in theirs. (How the two interleave depends on the cuts.)
 fn read_client(tracker: &mut Tracker, bytes: &[u8], cuts: &[usize]) -> Vec<String> {
-    let mut log: Vec<String> = Vec::new();
+    let (mut log, mut places): (Vec<String>, Vec<String>) = Default::default();
     let mut run: Option<(String, Range<usize>, bool, bool)> = None;
     for piece in pieces(bytes.len(), cuts) {
         let base = piece.start;
@@ -106,7 +107,7 @@ fn read_client(tracker: &mut Tracker, bytes: &[u8], cuts: &[usize]) -> Vec<Strin
                     *closed |= closes;
                 }
                 _ => {
-                    log.extend(run.take().map(|run| format!("{run:?}")));
+                    places.extend(run.take().map(|run| format!("{run:?}")));
                     run = Some((name, range, opens, closes));
                 }
             }
@@ -116,8 +117,8 @@ fn read_client(tracker: &mut Tracker, bytes: &[u8], cuts: &[usize]) -> Vec<Strin
             break;
         }
     }
-    log.extend(run.map(|run| format!("{run:?}")));
-    log.sort();
+    places.extend(run.map(|run| format!("{run:?}")));
+    log.extend(places);
     log
 }
 
@@ -287,24 +288,166 @@ proptest! {
     }
 }
 
+/// Some 4 KiB of what sessions are made of, in both directions.
+fn session() -> (Vec<u8>, Vec<u8>) {
+    let (mut client, mut server) = (Vec::new(), Vec::new());
+    let columns = b"\0\x01name\0\0\0\0\0\0\0\0\0\0\x17\0\x04\xff\xff\xff\xff\0\0";
+    let ready = message(b'Z', b"I");
+    let text = format!("SET work_mem = '1MB'; SELECT 1 /* {} */\0", "x".repeat(600));
+    let row = [&b"\0\x01\0\0\x02\0"[..], &[b'x'; 512]].concat();
+    while client.len() < 4096 || server.len() < 4096 {
+        client.extend(message(b'Q', text.as_bytes()));
+        server.extend(
+            [
+                message(b'C', b"SET\0"),
+                message(b'T', columns),
+                message(b'D', &row),
+                message(b'C', b"SELECT 1\0"),
+                ready.clone(),
+            ]
+            .concat(),
+        );
+        client.extend(
+            [
+                message(b'P', b"s\0SELECT $1\0\0\0"),
+                message(b'B', b"\0s\0\0\0\0\x01\0\0\0\x01x\0\0"),
+                message(b'D', b"P\0"),
+                message(b'E', b"\0\0\0\0\0"),
+                message(b'C', b"Ss\0"),
+                message(b'S', b""),
+            ]
+            .concat(),
+        );
+        server.extend(
+            [
+                message(b'1', b""),
+                message(b'2', b""),
+                message(b'A', b"\0\0\0\x07news\0extra\0"),
+                message(b'n', b""),
+                message(b'E', b"SERROR\0C22012\0Mno\0\0"),
+                ready.clone(),
+            ]
+            .concat(),
+        );
+        client.extend(
+            [
+                message(b'Q', b"COPY t FROM STDIN\0"),
+                message(b'd', b"1\n2\n"),
+                message(b'c', b""),
+            ]
+            .concat(),
+        );
+        server.extend(
+            [
+                message(b'G', b"\0\0\0"),
+                message(b'C', b"COPY 2\0"),
+                ready.clone(),
+            ]
+            .concat(),
+        );
+    }
+    (client, server)
+}
+
+#[test]
+fn both_streams_of_a_session_may_be_cut_anywhere() {
+    let (client, server) = session();
+    let read = |at: usize| {
+        let mut tracker = tracker();
+        let both = [
+            read_client(&mut tracker, &client, &[at.min(client.len())]),
+            read_server(&mut tracker, &server, &[at.min(server.len())]),
+        ];
+        assert!(tracker.idle(), "cut at {at}");
+        both
+    };
+    let whole = read(0);
+    assert!(whole.iter().all(|log| log.len() > 30), "{whole:?}");
+    for at in 1..=client.len().max(server.len()) {
+        assert_eq!(read(at), whole, "cut at {at}");
+    }
+}
+
+/// What `read` holds at most while it runs, in bytes.
+fn held(read: impl FnOnce()) -> u64 {
+    allocation_counter::measure(read).bytes_max
+}
+
+/// Bound of the specification for what a length field may cost.
+const RESERVED_MAX: u64 = 64 << 10;
+
 #[test]
 fn a_hostile_length_reserves_nothing() {
-    // Each is the largest length that the protocol allows; only the header is ever sent.
-    for tag in [b'Q', b'P'] {
-        let mut tracker = tracker();
-        let header = [&[tag][..], &0x3fff_fffeu32.to_be_bytes()].concat();
-        tracker.client(&header, &mut |_| {}).unwrap();
-        tracker.client(&[b'x'; 100], &mut |_| {}).unwrap();
-        assert!(size_of_val(&tracker) < 1024);
+    // Impossible ones, and the largest that the protocol allows; only the header is ever sent, and a few bytes.
+    for length in [
+        0,
+        1,
+        2,
+        3,
+        0x3fff_fffe_u32,
+        0x7fff_ffff,
+        0x8000_0000,
+        0xffff_ffff,
+    ] {
+        let head = |tag: u8| [&[tag][..], &length.to_be_bytes(), &[b'x'; 100]].concat();
+        for tag in *b"QPBCDEdpF~" {
+            let input = head(tag);
+            let cost = held(|| {
+                let mut tracker = tracker();
+                let read = tracker.client(&input, &mut |_| {});
+                assert!(
+                    read.is_err() || (4..0x4000_0000).contains(&length),
+                    "{tag} {length}"
+                );
+            });
+            assert!(cost <= RESERVED_MAX, "{tag} {length:#x}: {cost} bytes");
+        }
+        for tag in *b"DTCEZSKNARGHWtV~" {
+            let input = head(tag);
+            let cost = held(|| {
+                let mut tracker = tracker();
+                tracker.client(&message(b'Q', b"x\0"), &mut |_| {}).unwrap();
+                let mut rows = 0;
+                let _ = tracker.server(&input, &mut |event| {
+                    rows += u32::from(matches!(event, ServerEvent::Rows { .. }));
+                });
+                assert!(rows == 0 || (4..0x4000_0000).contains(&length));
+            });
+            assert!(cost <= RESERVED_MAX, "{tag} {length:#x}: {cost} bytes");
+        }
     }
-    let mut tracker = tracker();
-    tracker.client(&message(b'Q', b"x\0"), &mut |_| {}).unwrap();
-    let mut rows = 0;
-    let header = [&b"D"[..], &0x3fff_fffeu32.to_be_bytes()].concat();
-    tracker
-        .server(&header, &mut |event| {
-            rows += u32::from(matches!(event, ServerEvent::Rows { .. }))
-        })
-        .unwrap();
-    assert_eq!(rows, 0);
+}
+
+#[test]
+fn negative_and_huge_lengths_of_fields_cost_nothing() {
+    for field in [-1_i32, -2, -10, i32::MIN, i32::MAX, 0x3fff_ffff] {
+        let field = field.to_be_bytes();
+        for count in [1_u16, 0x7fff, 0x8000, 0xffff] {
+            let count = count.to_be_bytes();
+            // A row, the parameters of a Bind and of a function call, and what a server negotiates.
+            let row = [&count[..], &field, b"xyz"].concat();
+            let bind = [&b"\0\0\0\0"[..], &count, &field, b"xyz\0\0"].concat();
+            let call = [&b"\0\0\0\x01\0\0"[..], &count, &field, b"xyz\0\0"].concat();
+            let bytes = [message(b'B', &bind), message(b'F', &call)].concat();
+            let rows = [
+                message(b'T', &row),
+                message(b'D', &row),
+                message(b'v', &[&field, &field[..]].concat()),
+            ]
+            .concat();
+            let cost = held(|| {
+                let mut tracker = tracker();
+                let _ = tracker.client(&message(b'Q', b"x\0"), &mut |_| {});
+                let _ = tracker.client(&bytes, &mut |_| {});
+                let _ = tracker.server(&rows, &mut |_| {});
+                let mut replay = Replay::new(true);
+                let mut out = Vec::new();
+                let _ = replay.sent(&bytes);
+                let _ = replay.finish(&mut out);
+                let _ = replay.receive(&rows, &mut out);
+                let _ = rewrite_unit(&bytes, &Snapshot::default(), &ConnStatements::default());
+            });
+            assert!(cost <= RESERVED_MAX, "{field:?} {count:?}: {cost} bytes");
+        }
+    }
 }

@@ -513,6 +513,24 @@ fn a_pipeline_may_be_cut_anywhere() {
 }
 
 #[test]
+fn replies_may_be_cut_anywhere() {
+    let mut stream = Vec::new();
+    while stream.len() < 4096 {
+        stream.extend(b"+OK\r\n$10\r\n0123456789\r\n*3\r\n:1\r\n$-1\r\n*1\r\n-ERR x\r\n_\r\n");
+        stream.extend(
+            b">2\r\n+pubsub\r\n$0\r\n\r\n%1\r\n#t\r\n,1.5\r\n|1\r\n+ttl\r\n:3\r\n$1\r\nx\r\n",
+        );
+        stream.extend(b"$?\r\n;4\r\nabcd\r\n;0\r\n*?\r\n:1\r\n.\r\n=7\r\ntxt:abc\r\n!3\r\nERR\r\n(123\r\n*-1\r\n");
+    }
+    let whole = frame_replies(&[&stream]);
+    assert!(!whole.1 && whole.0.len() > 100);
+    for at in 0..=stream.len() {
+        let (head, tail) = stream.split_at(at);
+        assert_eq!(frame_replies(&[head, tail]), whole, "cut at {at}");
+    }
+}
+
+#[test]
 fn hostile_requests_are_refused_with_the_servers_words() {
     for (bytes, text) in [
         (
@@ -573,8 +591,34 @@ fn before_a_login_commands_are_small() {
 fn deep_nesting_and_huge_claims_cost_nothing() {
     let mut framer = ReplyFramer::new(1 << 30);
     let deep = b"*1\r\n".repeat(100_000);
-    assert!(!framer.advance(&deep).unwrap().done);
-    assert!(framer.advance(b":1\r\n").unwrap().done);
+    // On a stack that a frame for each level would overflow.
+    let deep_walk = move || {
+        let used = allocation_counter::measure(|| {
+            assert!(!framer.advance(&deep).unwrap().done);
+            assert!(framer.advance(b":1\r\n").unwrap().done);
+        });
+        // A level costs what it counts, and no level is kept twice.
+        assert!(used.bytes_max <= 4 << 20, "{used:?}");
+    };
+    let small = std::thread::Builder::new().stack_size(64 << 10);
+    small.spawn(deep_walk).unwrap().join().unwrap();
+    for request in [
+        &b"*2000000000\r\n"[..],
+        b"*1048576\r\n",
+        b"*1\r\n$-10\r\n",
+        b"*1\r\n$536870912\r\n",
+    ] {
+        let used = allocation_counter::measure(|| {
+            let mut framer = RequestFramer::new();
+            framer.set_authenticated(true);
+            let _ = framer.advance(request);
+        });
+        assert!(
+            used.bytes_max <= 1 << 10,
+            "{}: {used:?}",
+            request.escape_ascii()
+        );
+    }
     for claim in [
         "*9223372036854775807\r\n",
         "%4611686018427387904\r\n",

@@ -5,11 +5,16 @@
 
 mod support;
 
+use std::sync::mpsc::Receiver;
+
 use parhelion::testing::proxy::{ProxyOptions, ProxyProcess};
 use parhelion::testing::servers::{
     PostgresOptions, PostgresServer, PostgresUser, RedisOptions, RedisServer, UserAuth,
 };
-use support::faults::{Ledger, closed, postgres, redis, start};
+use parhelion::testing::wait::eventually;
+use serde_json::Value;
+use support::faults::{Ledger, PATIENCE, closed, postgres, redis, start};
+use support::ingest::ingest;
 use support::pg::{PgClient, wire};
 use support::resp::RespClient;
 
@@ -20,7 +25,13 @@ fn everything(proxy: &mut ProxyProcess, journal: &std::path::Path) -> Vec<(Strin
         "/api/status",
         "/api/mirrors",
         "/api/databases",
-        "/api/divergences",
+        "/api/divergences?limit=1000",
+        "/api/clients",
+        "/api/servers",
+        "/api/queries",
+        "/api/latency",
+        "/api/metrics",
+        "/api/changes",
         "/api/config",
         "/api/report",
         "/report",
@@ -34,6 +45,15 @@ fn everything(proxy: &mut ProxyProcess, journal: &std::path::Path) -> Vec<(Strin
     let journal = std::fs::read_to_string(journal).unwrap_or_default();
     shown.push(("journal".to_owned(), journal));
     shown
+}
+
+/// What Sentry was told; something must have been.
+fn told_to_sentry(events: &Receiver<Value>) -> (String, String) {
+    let first = events.recv_timeout(PATIENCE);
+    let mut all = vec![first.expect("nothing was told to Sentry").to_string()];
+    all.extend(events.try_iter().map(|event| event.to_string()));
+    println!("{} events of Sentry, such as {}", all.len(), all[0]);
+    ("Sentry".to_owned(), all.join("\n"))
 }
 
 fn journal_of(shown: &[(String, String)]) -> &str {
@@ -60,9 +80,11 @@ fn passwords_of_redis_clients_are_shown_nowhere() {
     let mirror = redis();
     let folder = tempfile::tempdir().unwrap();
     let journal = folder.path().join("divergences.jsonl");
+    let (dsn, events) = ingest();
     let options = ProxyOptions::new("redis", primary.address())
         .mirror(mirror.address())
         .general(&format!("divergence_log = \"{}\"", journal.display()))
+        .section(&format!("[sentry]\ndsn = \"{dsn}\"\n"))
         .env("PARHELION_LOG", "trace");
     let mut proxy = start(&options);
     let mut client = RespClient::connect(proxy.address());
@@ -96,7 +118,8 @@ fn passwords_of_redis_clients_are_shown_nowhere() {
     );
     client.call(&["GET", "differs"]);
     Ledger::settled(proxy.control());
-    let shown = everything(&mut proxy, &journal);
+    let mut shown = everything(&mut proxy, &journal);
+    shown.push(told_to_sentry(&events));
     let told = journal_of(&shown);
     assert!(told.contains("differs"), "the journal is not written");
     assert_unseen(&shown);
@@ -117,9 +140,11 @@ fn passwords_in_postgres_traffic_are_shown_nowhere() {
     let mirror = postgres();
     let folder = tempfile::tempdir().unwrap();
     let journal = folder.path().join("divergences.jsonl");
+    let (dsn, events) = ingest();
     let options = ProxyOptions::new("postgres", primary.address())
         .mirror(mirror.address())
         .general(&format!("divergence_log = \"{}\"", journal.display()))
+        .section(&format!("[sentry]\ndsn = \"{dsn}\"\n"))
         .env("PARHELION_LOG", "trace");
     let mut proxy = start(&options);
     let (mut client, _) = PgClient::connect(proxy.address(), "postgres");
@@ -152,7 +177,8 @@ fn passwords_in_postgres_traffic_are_shown_nowhere() {
     ]));
     let _ = closed(&mut refused.stream);
     Ledger::settled(proxy.control());
-    let shown = everything(&mut proxy, &journal);
+    let mut shown = everything(&mut proxy, &journal);
+    shown.push(told_to_sentry(&events));
     let told = journal_of(&shown);
     assert!(told.contains('{'), "the journal is not written");
     assert_unseen(&shown);
@@ -183,4 +209,68 @@ fn passwords_of_the_configuration_are_shown_nowhere() {
     client.call(&["SET", "a", "2"]);
     let shown = everything(&mut proxy, &folder.path().join("none"));
     assert_unseen(&shown);
+}
+
+#[test]
+fn passwords_that_a_mirror_refuses_are_shown_nowhere() {
+    for protocol in ["redis", "postgres"] {
+        // The servers of the tests live as long as the proxy does.
+        let redis_mirror = RedisServer::start(RedisOptions {
+            password: Some("canary-right".to_owned()),
+            ..RedisOptions::default()
+        });
+        let (redis_primary, redis_mirror) = (redis(), redis_mirror.unwrap());
+        let postgres_mirror = PostgresServer::start(PostgresOptions {
+            users: vec![PostgresUser {
+                name: "carla".to_owned(),
+                password: "canary-right".to_owned(),
+                auth: UserAuth::Scram,
+            }],
+            ..PostgresOptions::default()
+        });
+        let (postgres_primary, postgres_mirror) = (postgres(), postgres_mirror.unwrap());
+        let (primary, mirror, user, refusal) = match protocol {
+            "redis" => (
+                redis_primary.address(),
+                redis_mirror.address(),
+                "",
+                "it refused the login",
+            ),
+            _ => (
+                postgres_primary.address(),
+                postgres_mirror.address(),
+                "user = \"carla\"\ndatabase_name = \"postgres\"\n",
+                "28P01",
+            ),
+        };
+        let (dsn, events) = ingest();
+        let dsn = dsn.replace("public@", "canary-dsn@");
+        let options = ProxyOptions::new(protocol, primary)
+            .section(&format!(
+                "[[databases]]\nname = \"stale\"\nprotocol = \"{protocol}\"\nhost = \"{}\"\nport = {}\n{user}\
+                 password = \"canary-stale\"\n\
+                 [[mirroring]]\nsource_db = \"primary\"\ndestination_db = \"stale\"\n\
+                 [sentry]\ndsn = \"{dsn}\"\n",
+                mirror.ip(),
+                mirror.port()
+            ))
+            .general("drain_timeout = \"1s\"")
+            .env("PARHELION_LOG", "trace");
+        let mut proxy = start(&options);
+        let refused = eventually(PATIENCE, || {
+            match protocol {
+                "redis" => drop(RespClient::connect(proxy.address()).call(&["SET", "a", "1"])),
+                _ => {
+                    let (mut client, _) = PgClient::connect(proxy.address(), "postgres");
+                    client.query("SELECT 1");
+                }
+            }
+            proxy.log().join("\n").contains(refusal).then_some(())
+        });
+        assert!(refused.is_some(), "{protocol}: the refusal is not told");
+        let mut shown = everything(&mut proxy, std::path::Path::new("/nonexistent"));
+        let told: Vec<String> = events.try_iter().map(|event| event.to_string()).collect();
+        shown.push(("Sentry".to_owned(), told.join("\n")));
+        assert_unseen(&shown);
+    }
 }

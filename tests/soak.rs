@@ -26,7 +26,8 @@ use support::faults::{Ledger, Load, PATIENCE, open_fds, resident, setting, start
 use support::pg::{PgClient, wire};
 use support::plot::{Line, chart};
 
-/// What the allocator may keep of a peak; a leak of a byte per transaction is more within a minute.
+/// What the allocator may keep of a peak. In twenty seconds only a leak of hundreds of bytes per transaction is more; in an hour
+/// one of some tens is.
 const GROWTH_MAX: u64 = 8 << 20;
 
 /// A primary and a mirror of one protocol, with the proxy before them and a relay on the way to the mirror.

@@ -11,6 +11,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use parhelion::testing::pg_wire as wire;
@@ -403,6 +404,81 @@ fn bytes_behind_an_ssl_request_close_the_connection_and_reach_nobody() {
         assert_eq!(answer, b"");
     }
     assert!(primary.accept().is_err());
+}
+
+#[test]
+fn plaintext_where_a_handshake_was_agreed_on_reaches_nobody() {
+    let (primary, port) = listening();
+    let authority = Authority::new();
+    let listener = listener_tls(&authority.sign_local("proxy"), None);
+    let proxy = Configured::start(&config_at(port, &listener, ""));
+    // All at once, and in two reads, the first of which could be the beginning of anything.
+    for first in [0, 1, 5] {
+        let mut stream = open(proxy.process.address());
+        stream.set_nodelay(true).unwrap();
+        stream.write_all(&SSL_REQUEST).unwrap();
+        let mut answer = [0];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"S");
+        let startup = wire::startup(STARTUP);
+        for piece in [&startup[..first], &startup[first..]] {
+            // It may be closed by then.
+            let _ = stream.write_all(piece);
+        }
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        // At most TLS's own alert: no answer to the startup packet, in clear.
+        assert!(answer.is_empty() || answer[0] == 0x15, "{answer:?}");
+    }
+    assert!(primary.accept().is_err());
+}
+
+/// A primary that answers each first message so; what each connection sent it.
+fn answering(answer: &[u8]) -> (u16, Receiver<Vec<u8>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (sender, heard) = std::sync::mpsc::channel();
+    let answer = answer.to_vec();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut first = [0; 1024];
+            let length = stream.read(&mut first).unwrap_or(0);
+            let mut all = first[..length].to_vec();
+            let _ = stream.write_all(&answer);
+            let _ = stream.read_to_end(&mut all);
+            let _ = sender.send(all);
+        }
+    });
+    (port, heard)
+}
+
+#[test]
+fn a_primary_with_bytes_behind_its_yes_to_tls_is_not_believed_and_hears_no_client() {
+    // Somebody in between has put a login that succeeds behind the answer.
+    let smuggled = [wire::message(b'R', &[0; 4]), wire::message(b'Z', b"I")].concat();
+    let authority = Authority::new();
+    let ca = authority.ca();
+    for answer in [b"S", b"N"] {
+        for mode in ["require", "verify-full"] {
+            let (port, heard) = answering(&[&answer[..], &smuggled].concat());
+            let tls = match mode {
+                "require" => format!("tls = \"{mode}\""),
+                _ => format!("tls = \"{mode}\"\ntls_ca = \"{}\"", ca.display()),
+            };
+            let proxy = Configured::start(&config_at(port, "", &tls));
+            let mut stream = open(proxy.process.address());
+            stream.write_all(&wire::startup(STARTUP)).unwrap();
+            let mut said = Vec::new();
+            let _ = stream.read_to_end(&mut said);
+            assert!(
+                said.is_empty() || said[0] == b'E',
+                "{mode}: {}",
+                said.escape_ascii()
+            );
+            // Nothing of the client's went there unencrypted.
+            assert_eq!(heard.recv_timeout(LIMIT).unwrap(), SSL_REQUEST, "{mode}");
+        }
+    }
 }
 
 #[test]

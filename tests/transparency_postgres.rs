@@ -417,6 +417,133 @@ fn startup_options_are_in_force_and_refusals_are_the_servers_own() {
     });
 }
 
+/// A first packet with this body, whose length word says `claimed` if that is given.
+fn first_packet(body: &[u8], claimed: Option<u32>) -> Vec<u8> {
+    let length = claimed.unwrap_or(body.len() as u32 + 4);
+    [&length.to_be_bytes(), body].concat()
+}
+
+#[test]
+fn startup_packets_that_are_none_end_as_on_the_server() {
+    let version = [0, 3, 0, 0];
+    let known = b"user\0postgres\0database\0shop\0";
+    let padded = |length: usize| {
+        let rest = [&version[..], known, b"application_name\0"].concat();
+        let value = vec![b'x'; length - 4 - rest.len() - 2];
+        first_packet(&[&rest[..], &value, b"\0\0"].concat(), None)
+    };
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("the longest", padded(10_000)),
+        ("one byte more than most", padded(10_001)),
+        ("four bytes more", padded(10_004)),
+        ("too long", padded(10_005)),
+        ("far too long", padded(20_000)),
+        (
+            "no terminator",
+            first_packet(&[&version[..], known].concat(), None),
+        ),
+        (
+            "half a parameter",
+            first_packet(&[&version[..], b"user\0\0"].concat(), None),
+        ),
+        (
+            "a name without its end",
+            first_packet(&[&version[..], b"user"].concat(), None),
+        ),
+        (
+            "bytes behind the end",
+            first_packet(&[&version[..], known, b"\0junk\0"].concat(), None),
+        ),
+        (
+            "no parameters",
+            first_packet(&[&version[..], b"\0"].concat(), None),
+        ),
+        ("only a version", first_packet(&version, None)),
+        ("length of 0", first_packet(&version, Some(0))),
+        ("length of 4", first_packet(&version, Some(4))),
+        ("length of 7", first_packet(&version, Some(7))),
+        (
+            "a length of 2 GiB",
+            first_packet(&version, Some(0x7fff_ffff)),
+        ),
+        (
+            "a negative length",
+            first_packet(&version, Some(0xffff_ffff)),
+        ),
+    ];
+    let bench = Bench::new();
+    for (name, bytes) in cases {
+        bench.compare(|address| {
+            let mut client = PgClient::open(address);
+            client.send(&bytes);
+            vec![(name.to_owned(), vec![until_ready_or_end(&mut client)])]
+        });
+    }
+    // What follows is refused as a version of the protocol that is not spoken; each side names those that it speaks itself. A
+    // server built with GSSAPI goes on with it, so that for this one there is no direct run.
+    let versions = [2, 4].map(|major| {
+        let body = [&[0, major, 0, 0], &known[..], b"\0"].concat();
+        (format!("{major}.0"), first_packet(&body, None), false)
+    });
+    let again = [
+        ("1234.5679".to_owned(), wire::ssl_request(), true),
+        ("1234.5680".to_owned(), wire::gssenc_request(), true),
+    ];
+    for (version, packet, answered) in versions.into_iter().chain(again) {
+        let addresses = [bench.proxy.address(), bench.direct.address()];
+        let both = if version == "1234.5680" { 1 } else { 2 };
+        for address in &addresses[..both] {
+            let mut client = PgClient::open(*address);
+            if answered {
+                client.send(&packet);
+                client.stream.read_exact(&mut [0]).unwrap();
+            }
+            client.send(&packet);
+            let mut said = Vec::new();
+            let ended = client.stream.read_to_end(&mut said);
+            assert!(ended.is_ok(), "{version} at {address}: {ended:?}");
+            let wanted = format!("unsupported frontend protocol {version}");
+            let text = String::from_utf8_lossy(&said);
+            assert!(text.contains(&wanted), "{version} at {address}: {text}");
+        }
+    }
+}
+
+/// An error without the place in the server's source.
+fn without_source(message: Vec<u8>) -> Vec<u8> {
+    if message[0] != b'E' {
+        return message;
+    }
+    let fields = message[5..].split(|byte| *byte == 0);
+    let said = fields.filter(|field| !matches!(field.first(), Some(b'F' | b'L' | b'R')));
+    said.collect::<Vec<_>>().join(&b'\n')
+}
+
+/// The types of the messages of a login, or all that came before the end, which must come.
+fn until_ready_or_end(client: &mut PgClient) -> Vec<u8> {
+    let (mut tags, mut all) = (Vec::new(), Vec::new());
+    loop {
+        match wire::read_message(&mut client.stream) {
+            Ok(message) => {
+                tags.push(message[0]);
+                if message[0] == b'Z' {
+                    return tags;
+                }
+                all.extend(without_source(message));
+            }
+            Err(error) => {
+                let waits = [std::io::ErrorKind::WouldBlock, std::io::ErrorKind::TimedOut];
+                assert!(
+                    !waits.contains(&error.kind()),
+                    "kept open after {}",
+                    clip(&all)
+                );
+                return all;
+            }
+        }
+    }
+}
+
 /// What each request is answered with, and the login after them on the same connection.
 fn negotiate(address: SocketAddr, requests: &[Vec<u8>]) -> Answers {
     let mut client = PgClient::open(address);

@@ -15,6 +15,9 @@ use crate::limits::LOG_LINES_QUEUED_MAX;
 /// The variable that holds the level: `warn`, or `info,parhelion::proxy=debug`.
 pub const LOG_VARIABLE: &str = "PARHELION_LOG";
 
+/// What no level makes more talkative: the HTTP client writes down all that it sends, with the key of Sentry's DSN in it.
+const QUIET: [&str; 2] = ["ureq=info", "ureq_proto=info"];
+
 /// Sets up logging for the whole process. A second call changes nothing. What is logged is written by a thread of its own, so
 /// that a log that nobody reads stops no core; lines that find no room are lost. Lines are written until the guard is dropped.
 ///
@@ -27,9 +30,13 @@ pub fn init_logging(format: LogFormat) -> Result<WorkerGuard, String> {
     } else {
         levels.as_str()
     };
-    let filter = EnvFilter::try_new(levels).map_err(|error| {
+    let mut filter = EnvFilter::try_new(levels).map_err(|error| {
         format!("{LOG_VARIABLE}: {error}; write error, warn, info, debug or trace")
     })?;
+    for quiet in QUIET {
+        let directive = quiet.parse();
+        filter = filter.add_directive(directive.map_err(|error| format!("{quiet}: {error}"))?);
+    }
     let filter = filter.and(LogLimit::default());
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)

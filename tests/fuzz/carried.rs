@@ -73,11 +73,10 @@ pub fn pg_queries(data: &[u8]) {
     let (before, unit) = halves(data);
     let mut names = ClientStatements::default();
     let mut tracker = Tracker::new_ready();
-    let mut cycle = 0;
-    let _ = tracker.client(before, &mut |event| match event {
-        ClientEvent::Opened { cycle: opened } => cycle = opened,
-        ClientEvent::Named(named) => names.observe(&named, cycle),
-        _ => {}
+    let _ = tracker.client(before, &mut |event| {
+        if let ClientEvent::Named { cycle, named } = event {
+            names.observe(&named, cycle);
+        }
     });
     let names = names.snapshot();
     let found = queries(unit, &names);
@@ -183,17 +182,15 @@ impl Shared {
             let piece = &read[at..at + advance.consumed];
             at += advance.consumed;
             let tag = self.from_client.tag().unwrap_or_default();
-            let mut newest = self.tracker.newest_cycle();
             let (names, statements) = (&mut self.names, &mut self.statements);
             let renamer = &mut self.renamer;
             let followed = self.tracker.client(piece, &mut |event| match event {
-                ClientEvent::Opened { cycle } => newest = cycle,
-                ClientEvent::Statement(text) => {
+                ClientEvent::Statement { text, .. } => {
                     renamer.statement(&text, sql::classify(text.sql), statements);
                     let _ = (pinning::pins(text.sql), pinning::Reset::of(text.sql));
                 }
-                ClientEvent::Named(named) => {
-                    renamer.named(&named, newest, names);
+                ClientEvent::Named { cycle, named } => {
+                    renamer.named(&named, cycle, names);
                 }
                 _ => {}
             });

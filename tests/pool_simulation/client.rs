@@ -171,18 +171,17 @@ impl Client {
 
     fn observe(&mut self, piece: &[u8], statements: &mut ServerStatements) {
         let (names, renamer, state) = (&mut self.names, &mut self.renamer, &mut self.state);
-        let (mut newest, mistake) = (self.tracker.newest_cycle(), self.mistake);
+        let mistake = self.mistake;
         let followed = self.tracker.client(piece, &mut |event| match event {
-            ClientEvent::Opened { cycle } => newest = cycle,
-            ClientEvent::Statement(text) => {
+            ClientEvent::Statement { cycle, text } => {
                 if !text.extended {
-                    state.observe(text.sql, newest);
+                    state.observe(text.sql, cycle);
                 }
                 if mistake != Some(Mistake::Doubt) {
                     renamer.statement(&text, sql::classify(text.sql), statements);
                 }
             }
-            ClientEvent::Named(named) => renamer.named(&named, newest, names),
+            ClientEvent::Named { cycle, named } => renamer.named(&named, cycle, names),
             _ => {}
         });
         followed.unwrap();

@@ -230,13 +230,6 @@ pub fn repeated_request(ssl: bool) -> StartupError {
     }
 }
 
-/// The FATAL message for bytes behind an SSLRequest (CVE-2021-23214) or a GSSENCRequest.
-pub fn unencrypted_data_error(ssl: bool) -> Vec<u8> {
-    let what = if ssl { "SSL" } else { "GSSAPI encryption" };
-    let text = format!("received unencrypted data after {what} request");
-    encode_error(Severity::Fatal, "08P01", &text)
-}
-
 /// Appends a message: type, length, body.
 pub fn push_message(out: &mut Vec<u8>, tag: u8, body: &[u8]) {
     out.push(tag);

@@ -108,3 +108,93 @@ impl Carried {
         self.statements.get(name).map(|statement| &**statement)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::postgres::startup::{First, Parsed, parse_first};
+    use crate::protocol::postgres::tracker::{ClientEvent, ServerEvent, Tracker};
+
+    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+        let length = body.len() as u32 + 4;
+        [&[tag][..], &length.to_be_bytes(), body].concat()
+    }
+
+    /// A session of one client with a connection of its own, without its sockets.
+    struct Session {
+        tracker: Tracker,
+        carried: Carried,
+    }
+
+    impl Session {
+        fn client(&mut self, read: &[u8]) {
+            let carried = &mut self.carried;
+            let followed = self.tracker.client(read, &mut |event| match event {
+                ClientEvent::Statement { cycle, text } if !text.extended => {
+                    carried.statement(text.sql, text.class(), cycle);
+                }
+                ClientEvent::Named { cycle, named } => {
+                    carried.named(&named, cycle);
+                }
+                _ => {}
+            });
+            followed.unwrap();
+        }
+
+        fn primary(&mut self, read: &[u8]) {
+            let carried = &mut self.carried;
+            let followed = self.tracker.server(read, &mut |event| match event {
+                ServerEvent::StatementDone { outcome, .. } => carried.statement_done(outcome),
+                ServerEvent::CycleDone(done) => carried.settle(&done, true),
+                _ => {}
+            });
+            followed.unwrap();
+        }
+    }
+
+    #[test]
+    fn a_message_that_is_finished_in_a_later_read_belongs_to_the_cycle_it_began_in() {
+        let packet = b"\0\0\0\x10\0\x03\0\0user\0u\0\0";
+        let packet = [&(packet.len() as u32).to_be_bytes(), &packet[4..]].concat();
+        let Some(Ok(Parsed {
+            first: First::Startup(startup),
+            ..
+        })) = parse_first(&packet)
+        else {
+            panic!("no startup packet");
+        };
+        let fails = message(b'Q', b"SELECT 1/0\0");
+        let simple = message(b'Q', b"SET work_mem = '7MB'\0");
+        let extended = [
+            message(b'P', b"\0SET work_mem = '7MB'\0\0\0"),
+            message(b'B', b"\0\0\0\0\0\0\0\0"),
+            message(b'E', b"\0\0\0\0\0"),
+            message(b'S', b""),
+        ]
+        .concat();
+        let ready = message(b'Z', b"I");
+        let refused = [message(b'E', b"SERROR\0C22012\0Mno\0\0"), ready.clone()].concat();
+        let set = [message(b'C', b"SET\0"), ready].concat();
+        let bound = [message(b'1', b""), message(b'2', b""), set.clone()].concat();
+        for (second, answer) in [(simple, set), (extended, bound)] {
+            let both = [&fails[..], &second].concat();
+            // The error of the first cycle undoes what that one set, and nothing of the second.
+            for at in 0..both.len() {
+                let mut session = Session {
+                    tracker: Tracker::new_ready(),
+                    carried: Carried::new(&startup),
+                };
+                session.client(&both[..at]);
+                session.client(&both[at..]);
+                session.primary(&refused);
+                session.primary(&answer);
+                let state = session.carried.state();
+                assert_eq!(
+                    state.diff(&SessionState::default()),
+                    [b"SET work_mem = '7MB'".to_vec()],
+                    "cut at {at}"
+                );
+            }
+        }
+    }
+}

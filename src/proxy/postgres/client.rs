@@ -367,25 +367,23 @@ impl PgSession {
         let mut carried = self.carried.borrow_mut();
         let mirrored = self.mirrored;
         let mut tracker = self.tracker.borrow_mut();
-        let mut newest = tracker.newest_cycle();
         let result = tracker.client(chunk, &mut |event| match event {
             ClientEvent::Opened { cycle } => {
                 if assembler.is_quiet() {
                     self.began_ns.set(around.now_ns);
                 }
-                newest = cycle;
                 assembler.opened(cycle, &carried, &around);
             }
             ClientEvent::Bytes { range, .. } if mirrored => {
                 assembler.bytes(&chunk.slice(range), &around);
             }
-            ClientEvent::Statement(text) => {
+            ClientEvent::Statement { cycle, text } => {
                 let class = text.class();
-                let traces = !text.extended && carried.statement(text.sql, class, newest);
+                let traces = !text.extended && carried.statement(text.sql, class, cycle);
                 assembler.statement(text.sql, engine_class(class), traces);
             }
-            ClientEvent::Named(named) => {
-                let traces = carried.named(&named, newest);
+            ClientEvent::Named { cycle, named } => {
+                let traces = carried.named(&named, cycle);
                 assembler.named(&named, &carried, traces);
             }
             _ => {}

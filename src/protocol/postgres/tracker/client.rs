@@ -74,8 +74,9 @@ impl Tracker {
                     }
                     span.end = end;
                     if self.capture_statements && matches!(tag, b'Q' | b'P' | b'B' | b'C') {
+                        let (cycle, offset) = (self.cycles.newest(), advance.body_offset);
                         self.client
-                            .statement(tag, advance.body_offset, body, advance.done, on);
+                            .statement(tag, cycle, (offset, body, advance.done), on);
                     }
                     if advance.done {
                         let closes = self.cycles.end(tag);
@@ -124,7 +125,13 @@ impl Tracker {
 
 impl ClientSide {
     /// Collects the body of a Query, Parse or Close and reports it with its last part.
-    fn statement(&mut self, tag: u8, offset: usize, part: &[u8], done: bool, on: Sink<'_>) {
+    fn statement(
+        &mut self,
+        tag: u8,
+        cycle: u64,
+        (offset, part, done): (usize, &[u8], bool),
+        on: Sink<'_>,
+    ) {
         let max = if tag == b'B' {
             BIND_CAPTURE_MAX
         } else {
@@ -133,17 +140,18 @@ impl ClientSide {
         let Some((body, truncated)) = self.capture.feed(offset, part, done, max) else {
             return;
         };
+        let ordinal = self.extended;
         match tag {
             b'Q' => {
                 let sql = until_nul(body);
-                on(ClientEvent::Statement(StatementText {
+                let text = StatementText {
                     sql,
                     truncated,
                     extended: false,
-                }));
-                on(ClientEvent::Named(Named::Query {
-                    ordinal: self.extended,
-                }));
+                };
+                on(ClientEvent::Statement { cycle, text });
+                let named = Named::Query { ordinal };
+                on(ClientEvent::Named { cycle, named });
             }
             b'P' => {
                 if let Some((name, rest)) = split_cstr(body) {
@@ -154,29 +162,26 @@ impl ClientSide {
                         truncated: cut,
                         extended: true,
                     };
-                    on(ClientEvent::Statement(text));
-                    let body = (!truncated).then_some(body);
-                    on(ClientEvent::Named(Named::Parse {
+                    on(ClientEvent::Statement { cycle, text });
+                    let named = Named::Parse {
                         name,
-                        body,
-                        ordinal: self.extended,
-                    }));
+                        body: (!truncated).then_some(body),
+                        ordinal,
+                    };
+                    on(ClientEvent::Named { cycle, named });
                 }
             }
             b'B' => {
                 if let Some((name, _)) = split_cstr(body).and_then(|(_, rest)| split_cstr(rest)) {
-                    on(ClientEvent::Named(Named::Bind {
-                        name,
-                        ordinal: self.extended,
-                    }));
+                    let named = Named::Bind { name, ordinal };
+                    on(ClientEvent::Named { cycle, named });
                 }
             }
             _ => {
                 if let Some((b'S', rest)) = body.split_first() {
-                    on(ClientEvent::Named(Named::Close {
-                        name: until_nul(rest),
-                        ordinal: self.extended,
-                    }));
+                    let name = until_nul(rest);
+                    let named = Named::Close { name, ordinal };
+                    on(ClientEvent::Named { cycle, named });
                 }
             }
         }

@@ -33,10 +33,20 @@ pub enum ClientEvent<'a> {
         /// Where they are.
         range: Range<usize>,
     },
-    /// The text of a Query or Parse message of the newest cycle. Comes before the bytes that end the message.
-    Statement(StatementText<'a>),
+    /// The text of a Query or Parse message. Comes before the bytes that end the message.
+    Statement {
+        /// The cycle it belongs to, always the newest: whoever reads a message in pieces need not remember where it began.
+        cycle: u64,
+        /// The text.
+        text: StatementText<'a>,
+    },
     /// A prepared statement, named or not, is made, used or closed. Comes before the bytes that end the message.
-    Named(Named<'a>),
+    Named {
+        /// As of a text.
+        cycle: u64,
+        /// What happens to it.
+        named: Named<'a>,
+    },
     /// Bytes of a password, SASL or GSS message: never data, never to be shown.
     Password {
         /// Where they are.

@@ -58,18 +58,30 @@ impl Script {
                         format!("bytes {cycle} {}{opens}{closes}", range.len())
                     }
                     ClientEvent::Stray { range } => format!("stray {}", range.len()),
-                    ClientEvent::Statement(text) => {
+                    ClientEvent::Statement { text, .. } => {
                         format!("sql {}", String::from_utf8_lossy(text.sql))
                     }
-                    ClientEvent::Named(Named::Parse { name, ordinal, .. }) => {
+                    ClientEvent::Named {
+                        named: Named::Parse { name, ordinal, .. },
+                        ..
+                    } => {
                         format!("named {} {ordinal}", String::from_utf8_lossy(name))
                     }
                     // Comes with each Query.
-                    ClientEvent::Named(Named::Query { .. }) => return,
-                    ClientEvent::Named(Named::Bind { name, .. }) => {
+                    ClientEvent::Named {
+                        named: Named::Query { .. },
+                        ..
+                    } => return,
+                    ClientEvent::Named {
+                        named: Named::Bind { name, .. },
+                        ..
+                    } => {
                         format!("bind {}", String::from_utf8_lossy(name))
                     }
-                    ClientEvent::Named(Named::Close { name, .. }) => {
+                    ClientEvent::Named {
+                        named: Named::Close { name, .. },
+                        ..
+                    } => {
                         format!("close {}", String::from_utf8_lossy(name))
                     }
                     ClientEvent::Password { range } => format!("password {}", range.len()),
@@ -164,7 +176,7 @@ fn a_large_statement_is_cut_and_says_so() {
     for piece in bytes.chunks(1000) {
         tracker
             .client(piece, &mut |event| {
-                if let ClientEvent::Statement(text) = event {
+                if let ClientEvent::Statement { text, .. } = event {
                     seen = Some((text.sql.len(), text.truncated));
                 }
             })

@@ -94,7 +94,6 @@ impl Pooled {
         let (assembler, carried, names) = (&mut self.assembler, &mut self.carried, &mut self.names);
         let renamer = &mut self.renamer;
         let (mirrored, offset) = (self.mirrored, piece.start);
-        let mut newest = self.tracker.newest_cycle();
         let (mut pins, mut changes, mut unknown) = (false, false, false);
         let (mut discards, mut resets) = (false, None);
         let began_ns = &mut self.began_ns;
@@ -104,16 +103,15 @@ impl Pooled {
                     if assembler.is_quiet() {
                         *began_ns = around.now_ns;
                     }
-                    newest = cycle;
                     assembler.opened(cycle, carried, &around);
                 }
                 ClientEvent::Bytes { range, .. } if mirrored => {
                     let range = offset + range.start..offset + range.end;
                     assembler.bytes(&chunk.slice(range), &around);
                 }
-                ClientEvent::Statement(text) => {
+                ClientEvent::Statement { cycle, text } => {
                     let class = text.class();
-                    let traces = !text.extended && carried.statement(text.sql, class, newest);
+                    let traces = !text.extended && carried.statement(text.sql, class, cycle);
                     assembler.statement(text.sql, engine_class(class), traces);
                     pins |= pinning::pins(text.sql);
                     changes |= class.intersects(sql::Class::SESSION | sql::Class::DEALLOCATES);
@@ -122,9 +120,9 @@ impl Pooled {
                     resets = Reset::of(text.sql).or(resets.take());
                     renamer.statement(&text, class, &mut server.statements);
                 }
-                ClientEvent::Named(named) => {
-                    renamer.named(&named, newest, names);
-                    let traces = carried.named(&named, newest);
+                ClientEvent::Named { cycle, named } => {
+                    renamer.named(&named, cycle, names);
+                    let traces = carried.named(&named, cycle);
                     assembler.named(&named, carried, traces);
                 }
                 _ => {}
