@@ -73,6 +73,9 @@ pub const UNIT_KEPT_BYTES: usize = 1024;
 /// Message groups that a recycled unit keeps room for (16 bytes each).
 pub const UNIT_KEPT_GROUPS: usize = 32;
 
+/// Pieces of a payload that a recycled unit keeps room for (48 bytes each): a copy, a large value by reference, and again.
+pub const PAYLOAD_KEPT_PIECES: usize = 4;
+
 /// Least growth of a copy buffer: one ordinary query. Beyond it buffers grow by a quarter, because
 /// doubling would hold twice the bytes queued.
 pub const PAYLOAD_GROWTH_BYTES_MIN: usize = 128;
@@ -158,6 +161,9 @@ pub const REDIS_MIRROR_REPLY_BYTES_MAX: u64 = 1 << 30;
 /// Units on their way on one Redis mirror connection: deep enough to fill a 10 ms round trip at 100,000 units a
 /// second, shallow enough that a lost connection loses little.
 pub const REDIS_MIRROR_WINDOW: usize = 1024;
+/// Replies between the one at hand and the one whose unit is fetched into the cache: between a pipeline's request and its
+/// reply more units come and go than the cache holds.
+pub const PREFETCH_AHEAD: usize = 3;
 /// Units that are gathered for one send to a Redis mirror that still owes replies: a send costs as much as handling
 /// several units, and with this many one more hardly matters.
 pub const REDIS_MIRROR_GATHER: usize = 16;

@@ -13,9 +13,9 @@ use parhelion::testing::proxy::{ProxyOptions, ProxyProcess};
 use parhelion::testing::servers::{PostgresOptions, PostgresServer};
 use parhelion::testing::wait::eventually;
 use support::faults::{
-    Latencies, PATIENCE, clients, forget_peak, open_fds, peak, postgres, redis, resident, setting,
-    start, status,
+    Latencies, PATIENCE, forget_peak, peak, postgres, redis, resident, setting, start, status,
 };
+use support::idle::assert_idle_clients_cost_little;
 use support::pg::{PgClient, wire};
 use support::resp::{RespClient, encode};
 
@@ -25,31 +25,11 @@ fn idle_clients_cost_little_and_give_everything_back() {
     rlimit::increase_nofile_limit(u64::MAX).unwrap();
     let server = RespServer::start(RespOptions::default()).unwrap();
     let proxy = start(&ProxyOptions::new("redis", server.address()));
-    // Tables and allocator pools reach their working size.
-    let open = |count: usize| -> Vec<RespClient> {
-        (0..count)
-            .map(|_| {
-                let mut client = RespClient::connect(proxy.address());
-                assert_eq!(client.call(&["PING"]), b"+PONG\r\n");
-                client
-            })
-            .collect()
-    };
-    drop(open(50));
-    let calm = eventually(PATIENCE, || (clients(proxy.control()) == 0).then_some(()));
-    assert!(calm.is_some());
-    let (memory, fds) = (resident(proxy.pid()), open_fds(proxy.pid()));
-    let idle = open(wanted);
-    let each = (resident(proxy.pid()).saturating_sub(memory)) / wanted as u64;
-    println!("{wanted} idle clients: {each} bytes each");
-    assert!(each <= 8 * 1024, "{each} bytes for each idle client");
-    drop(idle);
-    let back = eventually(PATIENCE, || (open_fds(proxy.pid()) <= fds).then_some(()));
-    assert!(
-        back.is_some(),
-        "{} descriptors, {fds} before",
-        open_fds(proxy.pid())
-    );
+    assert_idle_clients_cost_little(&proxy, "Redis", wanted, || {
+        let mut client = RespClient::connect(proxy.address());
+        assert_eq!(client.call(&["PING"]), b"+PONG\r\n");
+        client
+    });
 }
 
 #[test]
@@ -62,22 +42,9 @@ fn idle_postgres_clients_cost_little_and_give_everything_back() {
     })
     .unwrap();
     let proxy = start(&ProxyOptions::new("postgres", server.address()));
-    let open = |count: usize| -> Vec<PgClient> {
-        let connect = |_| PgClient::connect(proxy.address(), "postgres").0;
-        (0..count).map(connect).collect()
-    };
-    drop(open(50));
-    let calm = || eventually(PATIENCE, || (clients(proxy.control()) == 0).then_some(()));
-    assert!(calm().is_some());
-    let (memory, fds) = (resident(proxy.pid()), open_fds(proxy.pid()));
-    let idle = open(wanted);
-    let each = (resident(proxy.pid()).saturating_sub(memory)) / wanted as u64;
-    println!("{wanted} idle clients of Postgres: {each} bytes each");
-    assert!(each <= 8 * 1024, "{each} bytes for each idle client");
-    drop(idle);
-    let back = eventually(PATIENCE, || (open_fds(proxy.pid()) <= fds).then_some(()));
-    let now = open_fds(proxy.pid());
-    assert!(back.is_some(), "{now} descriptors, {fds} before");
+    assert_idle_clients_cost_little(&proxy, "Postgres", wanted, || {
+        PgClient::connect(proxy.address(), "postgres").0
+    });
 }
 
 #[test]
@@ -187,8 +154,6 @@ fn the_sum_holds_with_many_slow_readers_and_hardly_any_slabs() {
     );
 }
 
-/// Replies that come over a shared connection wait for nobody: those that clients do not read pile up, up to a bound for all
-/// of them together.
 /// Bytes that the proxy has read from its clients.
 fn received(proxy: &ProxyProcess) -> u64 {
     let metrics = proxy.get("/metrics").unwrap();
@@ -199,6 +164,8 @@ fn received(proxy: &ProxyProcess) -> u64 {
     lines.filter_map(of).sum::<f64>() as u64
 }
 
+/// Replies that come over a shared connection wait for nobody: those that clients do not read pile up, up to a bound for all
+/// of them together.
 #[test]
 fn replies_that_pile_up_stay_below_their_bound_and_cost_the_one_who_exceeds_it() {
     let server = redis();

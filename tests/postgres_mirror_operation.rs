@@ -4,6 +4,10 @@
 // Helpers of tests are no tests to the lint.
 #![allow(clippy::unwrap_used)]
 
+#[path = "postgres_mirror_operation/bounds.rs"]
+mod bounds;
+#[path = "postgres_mirror_operation/pool_modes.rs"]
+mod pool_modes;
 mod support;
 
 use std::io::Write;
@@ -16,8 +20,6 @@ use parhelion::testing::wait::eventually;
 use rustix::process::Signal;
 use support::pg::{PgClient, wire};
 use support::pg_pair::{PATIENCE, Pair, PairOptions, SHOP, ok};
-
-const MIB: u64 = 1 << 20;
 
 fn number(pair_sql: std::io::Result<String>) -> f64 {
     pair_sql.unwrap().parse().unwrap()
@@ -137,144 +139,6 @@ fn statements_that_fail_on_the_mirror_are_counted_by_class_and_logged_rarely() {
     assert!((1..=4).contains(&told.count()), "{lines:#?}");
     assert!(lines.len() < 30, "{lines:#?}");
 }
-
-/// Row 12, a transaction.
-#[test]
-fn an_open_transaction_of_80_mb_is_held_within_the_byte_bound() {
-    let pair = Pair::new();
-    pair.both("CREATE TABLE t(id int, pad text)");
-    let mut client = pair.client();
-    ok(&mut client, "INSERT INTO t VALUES (0, '')");
-    pair.clean();
-    let before = pair.resident_bytes();
-    let pad = "x".repeat(100_000);
-    ok(&mut client, "BEGIN");
-    let mut most = before;
-    for id in 1..=800 {
-        ok(
-            &mut client,
-            &format!("INSERT INTO t VALUES ({id}, '{pad}')"),
-        );
-        if id % 50 == 0 {
-            most = most.max(pair.resident_bytes());
-        }
-    }
-    assert!(memory_used(&pair) <= MIB);
-    ok(&mut client, "COMMIT");
-    ok(&mut client, "INSERT INTO t VALUES (-1, '')");
-    let ledger = pair.settled();
-    assert_eq!(
-        (ledger.delivered, ledger.dropped_for("oversize")),
-        (2, 1),
-        "{ledger:?}"
-    );
-    assert!(most - before < 24 * MIB, "{before} {most}");
-    pair.mirror_shows("SELECT count(*) FROM t", "2");
-    // What unsealed units held is given back.
-    let free = eventually(PATIENCE, || (memory_used(&pair) == 0).then_some(()));
-    assert!(free.is_some(), "{}", memory_used(&pair));
-}
-
-/// Row 12, a COPY.
-#[test]
-fn a_copy_of_208_mb_is_held_within_the_byte_bound() {
-    let pair = Pair::new();
-    pair.both("CREATE UNLOGGED TABLE t(id int, pad text)");
-    let mut client = pair.client();
-    ok(&mut client, "INSERT INTO t VALUES (0, '')");
-    pair.clean();
-    let before = pair.resident_bytes();
-    let line = format!("1\t{}\n", "y".repeat(1000));
-    let piece = wire::message(b'd', line.repeat(64).as_bytes());
-    client.send(&wire::query("COPY t FROM STDIN"));
-    client.until(b'G');
-    let mut most = before;
-    let pieces = 208 * MIB as usize / piece.len();
-    for at in 0..pieces {
-        client.send(&piece);
-        if at % (pieces / 8) == 0 {
-            most = most.max(pair.resident_bytes());
-        }
-    }
-    client.send(&wire::message(b'c', b""));
-    client.until_ready();
-    most = most.max(pair.resident_bytes());
-    let ledger = pair.settled();
-    assert_eq!(
-        (ledger.delivered, ledger.dropped_for("oversize")),
-        (1, 1),
-        "{ledger:?}"
-    );
-    assert!(most - before < 24 * MIB, "{before} {most}");
-    assert_eq!(
-        pair.primary.sql(SHOP, "SELECT count(*) FROM t").unwrap(),
-        (pieces * 64 + 1).to_string()
-    );
-}
-
-/// What open transactions of many clients hold together is bounded too.
-#[test]
-fn open_transactions_beyond_the_cores_memory_are_dropped_whole_as_memory() {
-    let pair = Pair::with(PairOptions::general("mirror_memory = \"1MiB\""));
-    pair.both("CREATE TABLE t(id int, pad text)");
-    let pad = "x".repeat(200_000);
-    let mut clients: Vec<PgClient> = (0..12).map(|_| pair.client()).collect();
-    for (id, client) in clients.iter_mut().enumerate() {
-        ok(client, "BEGIN");
-        ok(client, &format!("INSERT INTO t VALUES ({id}, '{pad}')"));
-    }
-    for client in &mut clients {
-        ok(client, "COMMIT");
-    }
-    let ledger = pair.clean_but_dropped();
-    assert!(ledger.dropped_for("memory") >= 6, "{ledger:?}");
-    assert!(ledger.delivered >= 1, "{ledger:?}");
-    pair.mirror_shows("SELECT count(*) FROM t", &ledger.delivered.to_string());
-}
-
-/// Units that wait for several mirrors are in memory once.
-#[test]
-fn several_mirrors_hold_the_bytes_once() {
-    let more: String = (1..=3)
-        .map(|n| {
-            format!(
-                "[[databases]]\nname = \"more{n}\"\nhost = \"127.0.0.1\"\nport = {{mirror}}\ndatabase_name = \"{SHOP}\"\nuser = \"postgres\"\n\
-                 [[mirroring]]\nsource_db = \"prod\"\ndestination_db = \"more{n}\"\n"
-            )
-        })
-        .collect();
-    let pair = Pair::with(PairOptions {
-        more,
-        ..PairOptions::default()
-    });
-    let mut client = pair.client();
-    ok(&mut client, "SELECT 1");
-    for name in ["staging_db", "more1", "more2", "more3"] {
-        pair.settled_at(name);
-    }
-    pair.mirror.pause().unwrap();
-    let pad = "x".repeat(50_000);
-    for _ in 0..10 {
-        ok(&mut client, &format!("SELECT length('{pad}')"));
-    }
-    // Published ten times a second.
-    let used = eventually(PATIENCE, || {
-        Some(memory_used(&pair)).filter(|used| *used >= 500_000)
-    });
-    pair.mirror.resume().unwrap();
-    for name in ["staging_db", "more1", "more2", "more3"] {
-        assert_eq!(pair.settled_at(name).delivered, 11, "{name}");
-    }
-    assert!(used.is_some_and(|used| used < 800_000), "{used:?}");
-}
-
-/// What the mirrors' units hold, as last published.
-fn memory_used(pair: &Pair) -> u64 {
-    let text = pair.proxy.get("/api/status").unwrap();
-    let status: serde_json::Value = serde_json::from_str(&text).unwrap();
-    status["totals"]["mirror_memory_used"].as_u64().unwrap()
-}
-
 /// Row 13.
 #[test]
 fn units_time_out_on_a_locked_mirror_and_the_next_ones_go_on() {
@@ -443,70 +307,6 @@ fn what_cannot_be_drained_in_time_is_counted_as_shutdown() {
         assert!(ledger.contains(part), "{part}: {ledger}");
     }
 }
-
-/// `mirror_pool_mode = "session"`.
-#[test]
-fn in_session_mode_temporary_tables_and_locks_live_as_long_as_the_client() {
-    let pair = Pair::with(
-        PairOptions {
-            general: "mirror_pool_mode = \"session\"".into(),
-            mirror_database: "pool_size = 2".into(),
-            ..PairOptions::default()
-        }
-        .logged(),
-    );
-    pair.both("CREATE TABLE t(id int)");
-    for round in 0..3 {
-        let mut clients = [pair.client(), pair.client()];
-        for client in &mut clients {
-            ok(client, "CREATE TEMP TABLE mine(id int)");
-            ok(client, &format!("INSERT INTO mine VALUES ({round})"));
-        }
-        for client in &mut clients {
-            ok(client, "INSERT INTO t SELECT id FROM mine");
-        }
-        pair.clean();
-        let api = pair.api("staging_db");
-        assert_eq!(api["connections"]["open"], 2, "{api:#}");
-    }
-    pair.mirror_shows("SELECT count(*) FROM t", "6");
-}
-
-/// Without session mode another client never meets what one client left behind.
-#[test]
-fn in_unit_mode_no_client_meets_the_temporary_table_of_another() {
-    let pair = Pair::with(PairOptions {
-        mirror_database: "pool_size = 1".into(),
-        ..PairOptions::default()
-    });
-    for _ in 0..3 {
-        let mut client = pair.client();
-        ok(&mut client, "CREATE TEMP TABLE mine(id int)");
-        ok(&mut client, "INSERT INTO mine VALUES (1)");
-        ok(&mut client, "SELECT set_config('work_mem', '7MB', false)");
-        ok(&mut client, "SELECT pg_advisory_lock(7)");
-        pair.clean();
-        let mut other = pair.client();
-        assert_eq!(
-            ok(
-                &mut other,
-                "SELECT count(*) FROM pg_class WHERE relname = 'mine' AND pg_table_is_visible(oid)"
-            ),
-            ["0"]
-        );
-        ok(&mut other, "SHOW work_mem");
-        pair.clean();
-        assert_eq!(
-            pair.api("staging_db")["divergences_total"],
-            0,
-            "{:#}",
-            pair.api("staging_db")
-        );
-        ok(&mut client, "SELECT pg_advisory_unlock_all()");
-        pair.settled();
-    }
-}
-
 /// `pace = "session"`.
 #[test]
 fn with_pace_session_units_keep_their_distances() {

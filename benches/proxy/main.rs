@@ -85,6 +85,9 @@ struct Arguments {
     /// Cost and memory against clients, pipeline depth, value size, mirrors and cores, instead of the scenarios
     #[arg(long)]
     scaling: bool,
+    /// Candidates get only CPU time that nobody else wants (SCHED_IDLE), as if they had a host of their own
+    #[arg(long)]
+    candidates_yield: bool,
     /// Fail when a number to reach is missed by more than the spread
     #[arg(long)]
     check: bool,
@@ -249,6 +252,7 @@ fn plan(arguments: &Arguments, load_cpus: String, descriptors: u64) -> Result<Pl
         idle_clients: arguments.idle_clients.min(most_idle(descriptors)),
         scale: arguments.scale.unwrap_or(if smoke { 1 } else { 10 }),
         load_cpus,
+        candidates_yield: arguments.candidates_yield,
     })
 }
 

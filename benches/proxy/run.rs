@@ -43,6 +43,8 @@ pub struct Plan {
     pub scale: u32,
     /// CPUs of servers and loads.
     pub load_cpus: String,
+    /// Candidates get only CPU time that nobody else wants.
+    pub candidates_yield: bool,
 }
 
 /// One measured run of one contender.
@@ -104,7 +106,11 @@ pub fn run(plan: &Plan, place: &Place, progress: &mut dyn FnMut(&str)) -> Result
             other => {
                 // The servers of the other protocol end first.
                 drop(other);
-                Servers::start(scenario.protocol, &plan.load_cpus, plan.scale)?
+                let fresh = Servers::start(scenario.protocol, &plan.load_cpus, plan.scale)?;
+                if plan.candidates_yield {
+                    fresh.candidates_yield()?;
+                }
+                fresh
             }
         };
         rows.extend(run_scenario(scenario, plan, place, &ready, progress)?);

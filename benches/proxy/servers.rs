@@ -87,6 +87,34 @@ impl Servers {
         Ok(())
     }
 
+    /// From now on candidates get only the CPU time that nobody else wants (SCHED_IDLE): on a host with few CPUs they
+    /// then take as little from load and primary as if each had a host of its own.
+    pub fn candidates_yield(&self) -> Result<()> {
+        let autogroup = std::fs::read_to_string("/proc/sys/kernel/sched_autogroup_enabled");
+        if autogroup.is_ok_and(|enabled| enabled.trim() == "1") {
+            bail!(
+                "--candidates-yield needs `sysctl kernel.sched_autogroup_enabled=0`: Postgres gives each of its processes a \
+                 session of its own, and each session gets an equal share of a CPU whatever its policy"
+            );
+        }
+        for server in std::iter::once(&self.candidate).chain(&self.more) {
+            for pid in tree(server.process.pid()) {
+                let set = output(Command::new("chrt").args([
+                    "--all-tasks",
+                    "--idle",
+                    "--pid",
+                    "0",
+                    &pid.to_string(),
+                ]));
+                // A child that ended meanwhile (a backend of the filling) needs nothing.
+                if set.is_err() && Path::new(&format!("/proc/{pid}")).exists() {
+                    set?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Where the first `count` candidates listen.
     pub fn candidate_ports(&self, count: usize) -> Vec<u16> {
         std::iter::once(&self.candidate)

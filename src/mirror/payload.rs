@@ -6,7 +6,7 @@
 
 use smallvec::SmallVec;
 
-use crate::limits::{PAYLOAD_GROWTH_BYTES_MIN, UNIT_KEPT_BYTES};
+use crate::limits::{PAYLOAD_GROWTH_BYTES_MIN, PAYLOAD_KEPT_PIECES, UNIT_KEPT_BYTES};
 
 /// Bytes in order, partly copied, partly by reference into shared slabs of type `S`.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub struct Payload<S> {
     copied: Vec<u8>,
     /// Copied pieces name their length only: they follow each other in `copied`.
     /// Two neighbours are never both copied.
-    pieces: SmallVec<[Piece<S>; 2]>,
+    pieces: SmallVec<[Piece<S>; 1]>,
     /// Sum of the pieces.
     len: usize,
     /// Memory that the shared pieces keep from being reused.
@@ -173,7 +173,7 @@ impl<S> Payload<S> {
         self.copied.clear();
         self.copied.shrink_to(UNIT_KEPT_BYTES);
         self.pieces.clear();
-        if self.pieces.spilled() {
+        if self.pieces.capacity() > PAYLOAD_KEPT_PIECES {
             self.pieces = SmallVec::new();
         }
     }
@@ -257,7 +257,16 @@ mod tests {
         assert!(payload.is_empty() && payload.held_bytes() >= 200);
         payload.push_copy(&[0; 100_000]);
         payload.clear();
-        assert!(payload.held_bytes() <= UNIT_KEPT_BYTES);
+        let list = PAYLOAD_KEPT_PIECES * size_of::<Piece<Slice>>();
+        assert!(payload.held_bytes() <= UNIT_KEPT_BYTES + list);
+        for _ in 0..PAYLOAD_KEPT_PIECES + 1 {
+            payload.push_shared(slab.clone(), 0);
+        }
+        payload.clear();
+        assert!(
+            payload.held_bytes() <= UNIT_KEPT_BYTES,
+            "a long list is given back"
+        );
     }
 
     #[test]

@@ -112,8 +112,7 @@ impl<S, O> Ring<S, O> {
 
     /// Hands out the oldest unit; its memory stays with the ring until [`Ring::end`].
     pub fn hand_out(&mut self) -> Option<Entry<S, O>> {
-        let entry = self.waiting.pop_front()?;
-        self.waiting_bytes -= entry.bytes;
+        let entry = self.take()?;
         self.in_flight += 1;
         self.in_flight_bytes += entry.bytes;
         Some(entry)
@@ -140,8 +139,16 @@ impl<S, O> Ring<S, O> {
 
     /// Takes the oldest unit away for good.
     pub fn discard_oldest(&mut self) -> Option<Entry<S, O>> {
+        self.take()
+    }
+
+    fn take(&mut self) -> Option<Entry<S, O>> {
         let entry = self.waiting.pop_front()?;
         self.waiting_bytes -= entry.bytes;
+        if self.waiting.is_empty() {
+            // Begins anew at the front of its memory, which is in the cache, instead of walking through all of it.
+            self.waiting.clear();
+        }
         Some(entry)
     }
 

@@ -177,7 +177,7 @@ pub struct Unit<S, O> {
     /// The client's own bytes.
     pub payload: Payload<S>,
     /// The message groups, ascending in offset and in time.
-    pub groups: SmallVec<[Group; 2]>,
+    pub groups: SmallVec<[Group; 1]>,
     /// When the first message arrived.
     pub began_ns: u64,
     /// When the primary had closed it.
@@ -291,6 +291,14 @@ impl<S, O: Outcome> UnitPool<S, O> {
         draft.client = client;
         draft.began_ns = now_ns;
         draft
+    }
+
+    /// Shows the unit that a draft soon takes, if it is there already.
+    pub fn look_ahead(&self, look: impl FnOnce(&Unit<S, O>)) {
+        let kept = self.0.borrow();
+        if let Some(unit) = kept.len().checked_sub(2).and_then(|at| kept.get(at)) {
+            look(unit);
+        }
     }
 
     /// Gives up a sealed unit; the last holder's allocation is kept.

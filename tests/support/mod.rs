@@ -6,6 +6,7 @@
 pub mod cable;
 pub mod dual;
 pub mod faults;
+pub mod idle;
 pub mod ingest;
 pub mod pg;
 pub mod pg_front;

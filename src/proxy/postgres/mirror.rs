@@ -1,5 +1,9 @@
 //! The workers of a Postgres mirror on one core: a pool of connections that run the clients' units.
 
+mod answers;
+mod logins;
+mod quiet;
+
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -9,24 +13,21 @@ use std::time::Duration;
 use futures_lite::future::or;
 
 use super::connection::{Broken, Connection, Ran, Replaying};
-use super::control::Suspect;
-use super::judge;
 use super::pipeline::{self, Line};
-use super::queries::{Queries, RunQueries};
+use super::queries::Queries;
 use super::{Identity, PostgresOutcome};
-use crate::config::{Compare, Config, Database, MirrorPoolMode, Pace, Secret};
-use crate::limits::{MIRROR_LOG_INTERVAL_NS, PIPELINED_UNITS_MAX};
-use crate::metrics::{DivergenceKind, ErrorWord};
+use crate::config::{Compare, Config, MirrorPoolMode, Pace};
+use crate::limits::PIPELINED_UNITS_MAX;
 use crate::mirror::dispatch::{Dispatcher, Ticket};
 use crate::mirror::ledger::{DropReason, Fate};
 use crate::mirror::pace::{self, SessionPacer, Start};
 use crate::mirror::pool::{Checkin, Checkout, PoolMode, PoolState};
 use crate::mirror::unit::{ClientId, Unit};
-use crate::protocol::postgres::sql;
 use crate::proxy::Context;
-use crate::proxy::context::DivergenceReport;
 use crate::proxy::mirrors::Mirror;
 use crate::ring::{Chunk, Queue};
+use logins::{Logins, credentials};
+use quiet::Quiet;
 
 type PgMirror = Mirror<PostgresOutcome>;
 type PgTicket = Ticket<Chunk, PostgresOutcome>;
@@ -368,87 +369,6 @@ impl Pool {
         drop(dispatcher);
         self.mirror.note_queue();
     }
-
-    fn delivered(&self, ticket: &PgTicket, ran: &Ran) {
-        let metrics = &self.mirror.metrics;
-        let unit = &ticket.unit;
-        metrics
-            .queue_delay
-            .record(ran.started_ns.saturating_sub(unit.sealed_ns));
-        metrics
-            .latency
-            .record(ran.answered_ns.saturating_sub(ran.started_ns));
-        metrics
-            .primary_latency
-            .record(unit.sealed_ns.saturating_sub(unit.outcome.turn_ns));
-        let statements = ran.result.statements().iter();
-        let codes = statements.filter_map(|statement| statement.sqlstate());
-        for code in codes.chain(ran.session_errors.iter().copied()) {
-            let word = ErrorWord::of_sqlstate(code.as_str().as_bytes());
-            metrics.errors.count(word);
-            if let Some(unsaid) = self.error_log.speaks(self.context.ring.now_ns()) {
-                tracing::info!(mirror = self.mirror.destination.name, sqlstate = %code,
-                    unsaid, "a statement failed on a mirror");
-            }
-        }
-        if ran.timed_out {
-            metrics.unit_timeouts.add(1);
-            metrics.not_compared.add(1);
-            return;
-        }
-        if !unit.outcome.cancels_ns.is_empty() {
-            // How far each server came before it was cancelled is chance.
-            if self.mirror.options.compare != Compare::Off {
-                metrics.not_compared.add(1);
-            }
-            return;
-        }
-        let mut queries = self.queries.borrow_mut();
-        let run = queries.record(&metrics.queries, unit, ran);
-        drop(queries);
-        self.compare(ticket, ran, &run);
-    }
-
-    /// Compares what the unit gave.
-    fn compare(&self, ticket: &PgTicket, ran: &Ran, run: &RunQueries) {
-        let metrics = &self.mirror.metrics;
-        let unit = &ticket.unit;
-        let how = self.mirror.options.compare;
-        if how == Compare::Off {
-            return;
-        }
-        metrics.compared.add(1);
-        if self.mirror.options.control {
-            let volatile = judge::volatile(unit, &ran.result, how);
-            if !volatile.is_empty() {
-                metrics.diverge(DivergenceKind::Noise);
-            }
-            return unit.outcome.control.answered(volatile.into_vec());
-        }
-        let Some((kind, found)) = judge::judge(unit, &ran.result, how) else {
-            return;
-        };
-        let report = DivergenceReport {
-            source: self.mirror.source.clone(),
-            mirror: self.mirror.destination.name.clone(),
-            command: sql::fingerprint(unit.outcome.text.as_bytes()).1,
-            pattern: Vec::new(),
-            key: format!("statement {}", found.statement + 1).into_bytes(),
-            kind,
-            primary: found.primary.into_bytes(),
-            secondary: found.mirror.into_bytes(),
-            client: ticket.client,
-            core: self.context.core,
-        };
-        unit.outcome.control.judge(Suspect {
-            context: self.context.clone(),
-            metrics: metrics.clone(),
-            statement: found.statement,
-            query: run.slot_of(found.statement),
-            report: Some(Box::new(report)),
-        });
-    }
-
     /// Ends what it is raced with when the mirror is taken away.
     async fn retired<T>(&self) -> Result<T, Broken> {
         self.mirror.until_retired().await;
@@ -466,77 +386,5 @@ impl Pool {
 
     fn dispatcher(&self) -> RefMut<'_, Dispatcher<Chunk, PostgresOutcome>> {
         self.mirror.dispatcher.borrow_mut()
-    }
-}
-
-/// How logins of clients and of the mirror belong together.
-#[derive(Default)]
-struct Logins {
-    /// The config that `clients` was made with.
-    config: Option<Arc<Config>>,
-    /// Who clients are, and which login serves them.
-    clients: HashMap<Rc<Identity>, usize>,
-    /// User and database of the mirror; their index is the pool's name for the login.
-    servers: Vec<(String, String)>,
-}
-
-impl Logins {
-    fn of(&mut self, config: &Arc<Config>, mirror: &Database, who: &Rc<Identity>) -> usize {
-        let same = |known: &Arc<Config>| Arc::ptr_eq(known, config);
-        if !self.config.as_ref().is_some_and(same) {
-            self.config = Some(config.clone());
-            self.clients.clear();
-        }
-        if let Some(known) = self.clients.get(who) {
-            return *known;
-        }
-        let (user, _, name) = credentials(config, mirror, who);
-        let mut servers = self.servers.iter();
-        let known = servers.position(|(u, n)| u == user && n == name);
-        let index = known.unwrap_or_else(|| {
-            self.servers.push((user.to_owned(), name.to_owned()));
-            self.servers.len() - 1
-        });
-        self.clients.insert(who.clone(), index);
-        index
-    }
-}
-
-/// The login that runs this client's units: by users.toml, else the mirror's own, else the client's name without a password.
-fn credentials<'a>(
-    config: &'a Config,
-    mirror: &'a Database,
-    who: &'a Identity,
-) -> (&'a str, Option<&'a Secret>, &'a str) {
-    let login = config
-        .database_index(&mirror.name)
-        .and_then(|index| config.backend_login(index, &who.user));
-    let name = match mirror.database_name.as_str() {
-        "" => who.database.as_str(),
-        name => name,
-    };
-    match login {
-        Some(login) => (login.user, login.password, name),
-        None => (&who.user, None, name),
-    }
-}
-
-/// Keeps one kind of log line to one per interval.
-#[derive(Default)]
-struct Quiet {
-    spoken_ns: Cell<Option<u64>>,
-    unsaid: Cell<u64>,
-}
-
-impl Quiet {
-    /// Whether to log now, and how often this was not done since the last time.
-    fn speaks(&self, now_ns: u64) -> Option<u64> {
-        let recent = |spoken: u64| now_ns.saturating_sub(spoken) < MIRROR_LOG_INTERVAL_NS;
-        if self.spoken_ns.get().is_some_and(recent) {
-            self.unsaid.set(self.unsaid.get() + 1);
-            return None;
-        }
-        self.spoken_ns.set(Some(now_ns));
-        Some(self.unsaid.take())
     }
 }

@@ -12,41 +12,38 @@
 //! SQLSTATE 42P05 with the name that the statement has on the server. A cancel request while the client waits for a
 //! connection does nothing. Replication is refused.
 
-use std::cell::Cell;
+mod gate;
+mod handover;
+mod key;
+mod messages;
+
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use futures_lite::future::{or, pending};
 
 use super::SharedSource;
-use super::assembler::{Assembler, Surroundings, engine_class};
-use super::cancel::CancelSlot;
+use super::assembler::Assembler;
 use super::carried::Carried;
 use super::handshake::Hello;
 use super::outcome::{Identity, PostgresOutcome};
-use super::server_pool::{Lease, PoolError, ServerPool, Soiled};
+use super::server_pool::{Lease, PoolError, ServerPool};
 use super::terminate::{self, Refused};
 use crate::limits::SOCKET_SEND_BYTES;
-use crate::metrics;
 use crate::mirror::unit::ClientId;
 use crate::protocol::postgres::framer::MessageFramer;
-use crate::protocol::postgres::pinning::{self, Reset, begins_with};
-use crate::protocol::postgres::rename::{Part, Renamer, Reply, Step, Transaction};
-use crate::protocol::postgres::sql;
-use crate::protocol::postgres::startup::{Severity, encode_error, push_message};
+use crate::protocol::postgres::pinning::Reset;
+use crate::protocol::postgres::rename::{Renamer, Reply};
+use crate::protocol::postgres::startup::{Severity, encode_error};
 use crate::protocol::postgres::statements::ClientStatements;
-use crate::protocol::postgres::tracker::{ClientEvent, ServerEvent, Tracker, TxStatus, Violation};
+use crate::protocol::postgres::tracker::{Tracker, Violation};
 use crate::proxy::Context;
-use crate::proxy::context::{self, SessionInfo};
+use crate::proxy::context::SessionInfo;
 use crate::proxy::mirrors::MirrorGroup;
 use crate::proxy::services::Shared;
-use crate::ring::{Chunk, Socket, WeakSocket};
-
-/// Connections that are tried when one breaks while it takes over a session.
-const ATTEMPTS: usize = 3;
-/// Length of the cancel keys issued here: 4 bytes is what protocol 3.0 has; 3.2 takes more.
-const KEY_LEN: usize = 4;
-const KEY_LEN_3_2: usize = 32;
+use crate::ring::{Chunk, Socket};
+use gate::Gate;
+use key::CancelKey;
 
 /// Why a session ends before its client does.
 #[derive(Debug, thiserror::Error)]
@@ -87,111 +84,6 @@ pub(super) async fn begin(
         return Ok(None);
     }
     Ok(Some(session))
-}
-
-/// The client's own cancel key, and where it leads.
-struct CancelKey {
-    shared: Arc<Shared>,
-    pid: u32,
-    key: Vec<u8>,
-    slot: Arc<CancelSlot>,
-}
-
-impl CancelKey {
-    fn issue(shared: &Arc<Shared>, hello: &Hello) -> std::io::Result<CancelKey> {
-        let slot = Arc::<CancelSlot>::default();
-        let len = match hello.startup.minor {
-            0 | 1 => KEY_LEN,
-            _ => KEY_LEN_3_2,
-        };
-        loop {
-            // A process id is positive where clients show it.
-            let pid = u32::from_be_bytes(terminate::random()?) >> 1;
-            let key = terminate::random::<KEY_LEN_3_2>()?[..len].to_vec();
-            if shared.cancels.issue(pid, &key, &slot) {
-                return Ok(CancelKey {
-                    shared: shared.clone(),
-                    pid,
-                    key,
-                    slot,
-                });
-            }
-        }
-    }
-}
-
-impl Drop for CancelKey {
-    fn drop(&mut self) {
-        self.shared.cancels.remove(self.pid, &self.key);
-    }
-}
-
-/// What a drain sees of the session.
-struct Gate {
-    client: WeakSocket,
-    info: SessionInfo,
-    /// Nothing is outstanding.
-    idle: Cell<bool>,
-    draining: Cell<bool>,
-}
-
-impl Gate {
-    fn end_if_idle(&self) {
-        if self.draining.get() && self.idle.get() {
-            self.end(
-                "57P01",
-                "terminating connection due to administrator command",
-            );
-        }
-    }
-
-    fn end(&self, code: &str, message: &str) {
-        if let Some(client) = self.client.upgrade() {
-            client.write(&encode_error(Severity::Fatal, code, message));
-        }
-        context::Session::stop(self);
-    }
-}
-
-impl context::Session for Gate {
-    fn describe(&self) -> SessionInfo {
-        let state = if self.idle.get() { "idle" } else { "active" };
-        SessionInfo {
-            state,
-            ..self.info.clone()
-        }
-    }
-
-    fn drain(&self) {
-        self.draining.set(true);
-        self.end_if_idle();
-    }
-
-    fn client(&self) -> Option<Socket> {
-        self.client.upgrade()
-    }
-
-    fn is_quiet(&self) -> bool {
-        self.idle.get()
-    }
-
-    fn listens(&self) -> bool {
-        // As where a client has a connection of its own.
-        false
-    }
-
-    fn end_idle(&self) {
-        self.end(
-            "57P05",
-            "terminating connection due to idle-session timeout",
-        );
-    }
-
-    fn stop(&self) {
-        if let Some(client) = self.client.upgrade() {
-            client.stop_receiving();
-        }
-    }
 }
 
 /// The session of one client.
@@ -277,12 +169,7 @@ impl Pooled {
                 .map_or_else(String::new, |peer| peer.to_string()),
             ..SessionInfo::default()
         };
-        let gate = Rc::new(Gate {
-            client: client.downgrade(),
-            info,
-            idle: Cell::new(false),
-            draining: Cell::new(context.draining()),
-        });
+        let gate = Rc::new(Gate::new(client, info, context.draining()));
         let registered: Weak<Gate> = Rc::downgrade(&gate);
         context.register(id, registered);
         source.metrics.active_clients.add(1);
@@ -412,303 +299,6 @@ impl Pooled {
         }
     }
 
-    /// Gets a connection and brings it to where the client's session is.
-    async fn acquire(&mut self) -> Result<(), Ended> {
-        self.gate.idle.set(false);
-        let mut attempt = 1;
-        loop {
-            let mut lease = self.pool.checkout(&self.context, &self.source).await?;
-            let wanted = self.carried.state();
-            match lease.server().adopt(&self.context, &wanted).await {
-                Ok(()) => {
-                    self.key.slot.aim(lease.server().target.clone());
-                    self.lease = Some(lease);
-                    self.from_server = MessageFramer::server();
-                    return Ok(());
-                }
-                Err(PoolError::Refused(body)) => return Err(PoolError::Refused(body).into()),
-                Err(error) if attempt == ATTEMPTS => return Err(error.into()),
-                Err(_) => attempt += 1,
-            }
-        }
-    }
-
-    /// Sends on what the client sent; whether it said good-bye.
-    fn client_bytes(&mut self, chunk: &Chunk) -> Result<bool, Ended> {
-        let counters = self.context.metrics.listener(metrics::Protocol::Postgres);
-        counters.client_bytes_in.add(chunk.len() as u64);
-        let Some(mut lease) = self.lease.take() else {
-            return Ok(false);
-        };
-        let result = self.client_messages(chunk, &mut lease);
-        self.lease = Some(lease);
-        result
-    }
-
-    fn client_messages(&mut self, chunk: &Chunk, lease: &mut Lease) -> Result<bool, Ended> {
-        let server = lease.server();
-        // `start..at` goes on as it is.
-        let (mut start, mut at) = (0, 0);
-        let mut out = Vec::new();
-        while at < chunk.len() {
-            let first = !self.from_client.in_message();
-            let advance = self.from_client.advance(&chunk[at..])?;
-            let end = at + advance.consumed;
-            let tag = self.from_client.tag().unwrap_or_default();
-            if tag == b'X' {
-                server.socket.send(chunk.slice(start..at));
-                return Ok(true);
-            }
-            self.observe_client(chunk, at..end, server)?;
-            let part = Part {
-                tag,
-                bytes: &chunk[at..end],
-                first,
-                last: advance.done,
-            };
-            let transaction = Transaction::of(&self.tracker);
-            let step = self.renamer.client(
-                part,
-                &mut self.names,
-                transaction,
-                &mut server.statements,
-                &mut out,
-            );
-            server.statements.sent(self.tracker.newest_cycle());
-            self.pinned |= self.renamer.take_pin();
-            match step {
-                Step::Pass if out.is_empty() => {}
-                Step::Pass => {
-                    // What was made goes first, then the message itself.
-                    server.socket.send(chunk.slice(start..at));
-                    server.socket.write(&out);
-                    start = at;
-                }
-                Step::Replaced => {
-                    server.socket.send(chunk.slice(start..at));
-                    server.socket.write(&out);
-                    start = end;
-                }
-                Step::TooLong => return Err(Ended::TooLong),
-            }
-            out.clear();
-            at = end;
-        }
-        server.socket.send(chunk.slice(start..at));
-        Ok(false)
-    }
-
-    /// Reads a piece of one message along.
-    fn observe_client(
-        &mut self,
-        chunk: &Chunk,
-        piece: std::ops::Range<usize>,
-        server: &mut super::server_pool::Server,
-    ) -> Result<(), Ended> {
-        let around = Surroundings {
-            mirrors: &self.mirrors,
-            ring: &self.context.ring,
-            random: &self.context.random,
-            now_ns: self.context.ring.now_ns(),
-        };
-        let (assembler, carried, names) = (&mut self.assembler, &mut self.carried, &mut self.names);
-        let renamer = &mut self.renamer;
-        let (mirrored, offset) = (self.mirrored, piece.start);
-        let (mut pins, mut changes, mut unknown) = (false, false, false);
-        let (mut discards, mut resets) = (false, None);
-        let began_ns = &mut self.began_ns;
-        self.tracker
-            .client(&chunk[piece], &mut |event| match event {
-                ClientEvent::Opened { cycle } => {
-                    if assembler.is_quiet() {
-                        *began_ns = around.now_ns;
-                    }
-                    assembler.opened(cycle, carried, &around);
-                }
-                ClientEvent::Bytes { range, .. } if mirrored => {
-                    let range = offset + range.start..offset + range.end;
-                    assembler.bytes(&chunk.slice(range), &around);
-                }
-                ClientEvent::Statement { cycle, text } => {
-                    let class = text.class();
-                    let traces = !text.extended && carried.statement(text.sql, class, cycle);
-                    assembler.statement(text.sql, engine_class(class), traces);
-                    pins |= pinning::pins(text.sql);
-                    changes |= class.intersects(sql::Class::SESSION | sql::Class::DEALLOCATES);
-                    unknown |= class.intersects(sql::Class::UNKNOWN);
-                    discards |= begins_with(text.sql, "discard");
-                    resets = Reset::of(text.sql).or(resets.take());
-                    renamer.statement(&text, class, &mut server.statements);
-                }
-                ClientEvent::Named { cycle, named } => {
-                    renamer.named(&named, cycle, names);
-                    let traces = carried.named(&named, cycle);
-                    assembler.named(&named, carried, traces);
-                }
-                _ => {}
-            })?;
-        self.pinned |= pins;
-        self.changes |= changes;
-        self.observed |= changes || unknown;
-        self.discards |= discards;
-        // RESET returns to what the connection began with, which is not what the client's startup packet says.
-        self.doubtful |= resets.is_some();
-        self.resets = resets.or(self.resets.take());
-        Ok(())
-    }
-
-    /// Sends on what the primary sent.
-    fn server_bytes(&mut self, chunk: &Chunk) -> Result<(), Ended> {
-        let counters = self.context.metrics.listener(metrics::Protocol::Postgres);
-        counters.client_bytes_out.add(chunk.len() as u64);
-        let Some(mut lease) = self.lease.take() else {
-            return Ok(());
-        };
-        let result = self.server_messages(chunk, &mut lease);
-        self.lease = Some(lease);
-        result?;
-        if self.tracker.idle() && !self.from_client.in_message() {
-            self.settle();
-        }
-        Ok(())
-    }
-
-    fn server_messages(&mut self, chunk: &Chunk, lease: &mut Lease) -> Result<(), Ended> {
-        let (mut start, mut at) = (0, 0);
-        while at < chunk.len() {
-            let first = !self.from_server.in_message();
-            let advance = self.from_server.advance(&chunk[at..])?;
-            let end = at + advance.consumed;
-            let tag = self.from_server.tag().unwrap_or_default();
-            if first {
-                self.reply = lease.server().statements.reply(tag);
-            }
-            if self.reply != Reply::Pass {
-                self.forward(chunk.slice(start..at), lease)?;
-                start = end;
-                if let (Reply::As(other), true) = (self.reply, advance.done) {
-                    // Both messages have no body.
-                    self.forward(Chunk::from(vec![other, 0, 0, 0, 4]), lease)?;
-                }
-            } else if tag == b'Z' && advance.done {
-                self.forward(chunk.slice(start..end), lease)?;
-                start = end;
-            }
-            at = end;
-        }
-        self.forward(chunk.slice(start..at), lease)
-    }
-
-    /// Bytes for the client.
-    fn forward(&mut self, bytes: Chunk, lease: &mut Lease) -> Result<(), Ended> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        self.observe_server(&bytes, lease)?;
-        self.client.send(bytes);
-        Ok(())
-    }
-
-    fn observe_server(&mut self, bytes: &Chunk, lease: &mut Lease) -> Result<(), Violation> {
-        let around = Surroundings {
-            mirrors: &self.mirrors,
-            ring: &self.context.ring,
-            random: &self.context.random,
-            now_ns: self.context.ring.now_ns(),
-        };
-        let (assembler, carried, names) = (&mut self.assembler, &mut self.carried, &mut self.names);
-        let server = lease.server();
-        let (source, mirrored) = (&self.source, self.mirrored);
-        let (began_ns, failed) = (&mut self.began_ns, &mut self.failed);
-        self.tracker.server(bytes, &mut |event| match event {
-            ServerEvent::ParameterStatus { name, value } => {
-                carried.parameter_status(name, value);
-                server.parameter_status(name, value);
-            }
-            ServerEvent::Rows { cycle, digest } => *digest &= assembler.wants_digest(cycle),
-            ServerEvent::StatementDone { cycle, outcome } => {
-                carried.statement_done(outcome);
-                if let Some(code) = outcome.sqlstate() {
-                    *failed = true;
-                    let word = metrics::ErrorWord::of_sqlstate(code.as_str().as_bytes());
-                    source.metrics.errors.count(word);
-                }
-                assembler.statement_done(cycle, outcome, around.now_ns);
-            }
-            ServerEvent::CycleDone(done) => {
-                server.statements.cycle_done(done.cycle, done.had_error);
-                names.settle(&done);
-                if assembler.cycle_done(&done, carried, &around) {
-                    source.metrics.requests.add(1);
-                    if !mirrored {
-                        source.mirrors.exclude();
-                    }
-                    let latency = around.now_ns.saturating_sub(*began_ns);
-                    source.metrics.latency.record(latency);
-                    *began_ns = around.now_ns;
-                }
-            }
-            _ => {}
-        })
-    }
-
-    /// Between two transactions: the connection goes back, unless the session needs it.
-    fn settle(&mut self) {
-        let (changes, failed) = (
-            std::mem::take(&mut self.changes),
-            std::mem::take(&mut self.failed),
-        );
-        self.doubtful |= changes && failed;
-        if std::mem::take(&mut self.discards) && !failed {
-            self.pinned = false;
-            self.doubtful = true;
-        }
-        if let Some(reset) = self.resets.take().filter(|_| !failed) {
-            self.reset(&reset);
-        }
-        self.gate.idle.set(true);
-        if failed {
-            self.renamer.forget_large();
-        }
-        if !self.pinned
-            && !self.renamer.awaits_bind()
-            && let Some(mut lease) = self.lease.take()
-        {
-            self.key.slot.aim(None);
-            self.renamer.forget_large();
-            if std::mem::take(&mut self.observed) {
-                lease.server().state.adopt(&self.carried.state());
-            }
-            let soiled = Soiled {
-                transaction: false,
-                session: std::mem::take(&mut self.doubtful),
-            };
-            lease.release(&self.context, soiled);
-        }
-        self.gate.end_if_idle();
-    }
-
-    /// The connection has gone back to what it began with; the client's next one will have what the client began with, and the
-    /// client is told so.
-    fn reset(&mut self, reset: &Reset) {
-        let mut out = Vec::new();
-        for (name, value) in &self.welcome {
-            let meant = match reset {
-                Reset::All => true,
-                Reset::One(one) => one.eq_ignore_ascii_case(name),
-            };
-            let here = self.lease.as_mut().is_some_and(|lease| {
-                let mut reported = lease.server().reported.iter();
-                reported.any(|(known, now)| known == name && now == value)
-            });
-            if meant && !here && !self.pinned {
-                self.carried.parameter_status(name, value);
-                push_message(&mut out, b'S', &[name, &b"\0"[..], value, b"\0"].concat());
-            }
-        }
-        self.client.write(&out);
-    }
-
     /// Says why it is over, where there is something to say.
     fn tell(&mut self, error: &Ended) {
         tracing::debug!(client = self.id.0, %error, "a session ended");
@@ -728,23 +318,6 @@ impl Pooled {
             drop(lease);
         }
         self.client.write(&answer);
-    }
-
-    /// The client is gone: what it leaves open is rolled back, or goes with the connection.
-    fn leave(&mut self) {
-        self.key.slot.aim(None);
-        let Some(mut lease) = self.lease.take() else {
-            return;
-        };
-        if self.tracker.outstanding() > 0 || self.from_client.in_message() {
-            return drop(lease);
-        }
-        lease.server().state.adopt(&self.carried.state());
-        let soiled = Soiled {
-            transaction: self.tracker.status() != TxStatus::Idle,
-            session: self.pinned || self.doubtful || self.changes,
-        };
-        lease.release(&self.context, soiled);
     }
 }
 

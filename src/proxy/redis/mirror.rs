@@ -14,8 +14,8 @@ use super::numbers;
 use super::outcome::is_write;
 use crate::config::Compare;
 use crate::limits::{
-    REDIS_COMPARE_BYTES, REDIS_MIRROR_GATHER, REDIS_MIRROR_REPLY_BYTES_MAX, REDIS_MIRROR_WINDOW,
-    SOCKET_SEND_BYTES,
+    PREFETCH_AHEAD, REDIS_COMPARE_BYTES, REDIS_MIRROR_GATHER, REDIS_MIRROR_REPLY_BYTES_MAX,
+    REDIS_MIRROR_WINDOW, SOCKET_SEND_BYTES,
 };
 use crate::metrics::{ErrorWord, WriteFailure};
 use crate::mirror::dispatch::{Dispatcher, Ticket};
@@ -26,7 +26,7 @@ use crate::protocol::resp::command::lookup;
 use crate::proxy::Context;
 use crate::proxy::backoff::Backoff;
 use crate::proxy::mirrors::Mirror;
-use crate::ring::{Chunk, Queue, Socket};
+use crate::ring::{Chunk, Queue, Socket, prefetch};
 
 type RedisMirror = Mirror<RedisOutcome>;
 type RedisTicket = Ticket<Chunk, RedisOutcome>;
@@ -253,6 +253,13 @@ impl Worker {
                     }) = lane.flights.pop_front()
                 {
                     lane.units -= 1;
+                    if let Some(Flight::Unit { ticket, .. }) = lane.flights.get(PREFETCH_AHEAD) {
+                        prefetch(&*ticket.unit);
+                    }
+                    if lane.flights.is_empty() {
+                        // Begins anew at the front of its memory, which is in the cache.
+                        lane.flights.clear();
+                    }
                     let latency_ns = lane.socket.heard_ns().saturating_sub(sent_ns);
                     self.delivered(ticket, latency_ns, frame);
                 }

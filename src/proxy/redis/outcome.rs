@@ -1,14 +1,21 @@
 //! What a unit carries besides its bytes: the primary's reply and what a mirror connection must be like.
 
+use smallvec::SmallVec;
+
 use crate::mirror::unit::Outcome;
 use crate::protocol::resp::{Command, CommandCategory};
+
+/// Bytes of a reply that lie in the unit itself: a status, a number, a short value. One cache line less per unit.
+const REPLY_INLINE: usize = 24;
+/// Memory for a reply that a unit keeps when it is used again.
+const REPLY_KEPT: usize = 1024;
 
 /// The primary's side of a unit.
 #[derive(Debug, Default)]
 pub struct RedisOutcome {
     /// The reply that is compared: that of the command, or of EXEC. Empty if it was larger than
     /// [`crate::limits::REDIS_COMPARE_BYTES`].
-    pub reply: Vec<u8>,
+    pub reply: SmallVec<[u8; REPLY_INLINE]>,
     /// Replies that the mirror will send: one for each command of the unit.
     pub replies: u32,
     /// The database the client had selected.
@@ -24,7 +31,9 @@ pub struct RedisOutcome {
 impl Outcome for RedisOutcome {
     fn reset(&mut self) {
         self.reply.clear();
-        self.reply.shrink_to(1024);
+        if self.reply.capacity() > REPLY_KEPT {
+            self.reply = SmallVec::new();
+        }
         self.replies = 0;
         self.db = 0;
         self.command = None;
@@ -33,7 +42,11 @@ impl Outcome for RedisOutcome {
     }
 
     fn held_bytes(&self) -> usize {
-        self.reply.capacity()
+        if self.reply.spilled() {
+            self.reply.capacity()
+        } else {
+            0
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::protocol::resp::tracker::{Disposition, UnitEnd};
 use crate::protocol::resp::{Request, command};
 use crate::proxy::Context;
 use crate::proxy::mirrors::append;
-use crate::ring::Chunk;
+use crate::ring::{Chunk, prefetch};
 
 /// A request that waits for its reply.
 pub(super) struct Pending {
@@ -39,6 +39,13 @@ impl Pending {
             content: Content::default(),
             exposed: MirrorSet::EMPTY,
             observed: false,
+        }
+    }
+
+    /// Its reply comes in a moment.
+    pub fn prefetch(&self) {
+        if let Some(draft) = &self.content.draft {
+            prefetch(&**draft);
         }
     }
 }
@@ -149,9 +156,12 @@ impl Units {
         }
         let bytes_max = self.source.bytes_max();
         let now_ns = self.context.ring.now_ns();
-        let draft = content
-            .draft
-            .get_or_insert_with(|| self.source.mirrors.units.draft(self.id, now_ns));
+        let draft = content.draft.get_or_insert_with(|| {
+            let units = &self.source.mirrors.units;
+            let draft = units.draft(self.id, now_ns);
+            units.look_ahead(prefetch);
+            draft
+        });
         if draft.payload.len() + bytes.len() > bytes_max {
             content.oversize = true;
             self.discard_draft(content.draft.take());
