@@ -289,6 +289,13 @@ pub const REPAIR_BATCH: usize = 64;
 
 /// Mismatches that are read again at the same time; more count as not compared.
 pub const REREADS_MAX: usize = 256;
+/// Mismatches of writes that wait until it is known whether they mean anything: a twentieth of a second of a client that
+/// pipelines. More are copied again and count as not compared.
+pub const HELD_BACK_MAX: usize = 16_384;
+/// Bytes of their requests.
+pub const HELD_BACK_BYTES_MAX: usize = 8 << 20;
+/// Keys whose ends are asked for with one question.
+pub const HELD_BACK_BATCH: usize = 64;
 
 /// How often a mismatch is read again, and within which time.
 pub const REREAD_ATTEMPTS: u32 = 3;

@@ -11,7 +11,10 @@ use super::super::judge::{Found, Judgement};
 use super::super::numbers;
 use super::link::{Broken, Link};
 use super::{Dual, State};
-use crate::limits::{EXPIRY_CLOCK_SKEW_MS, REREAD_ATTEMPTS, REREAD_WITHIN_NS, REREADS_MAX};
+use crate::limits::{
+    EXPIRY_CLOCK_SKEW_MS, HELD_BACK_BATCH, HELD_BACK_BYTES_MAX, HELD_BACK_MAX, REREAD_ATTEMPTS,
+    REREAD_WITHIN_NS, REREADS_MAX,
+};
 use crate::metrics::{DivergenceKind, MirrorMetrics};
 use crate::mirror::dual::keys;
 use crate::mirror::dual::queue::{Item, Kind};
@@ -34,22 +37,15 @@ pub(super) async fn run(dual: Rc<Dual>) {
     let mut link: Option<(Backend, Link)> = None;
     while !dual.retired.get() {
         let now_ns = dual.context.ring.now_ns();
-        for held in dual.due_held_back(now_ns) {
-            let Some(key) = lasting_key(&held.request) else {
-                dual.tell(held.found, held.client);
-                continue;
-            };
-            let ended = match connected(&dual, &mut link, &mut backoff).await {
-                Some(link) => unseen_end(&dual, link, &held, &key).await,
-                None => false,
-            };
-            if !ended {
-                dual.tell(held.found, held.client);
-                continue;
+        let due = dual.due_held_back(now_ns);
+        for some in due.chunk_by(|a, b| a.db == b.db) {
+            for some in some.chunks(HELD_BACK_BATCH) {
+                let ended = match connected(&dual, &mut link, &mut backoff).await {
+                    Some(link) => unseen_ends(&dual, link, some).await,
+                    None => Vec::new(),
+                };
+                dual.judge_held_back(some, &ended);
             }
-            dual.state.borrow_mut().queue.taint.add(held.db, &key);
-            dual.metrics.diverge(DivergenceKind::Transient);
-            dual.chores.wake_all();
         }
         let next = dual.state.borrow_mut().rereads.next(now_ns);
         let number = match next {
@@ -98,29 +94,43 @@ async fn connected<'a>(
     link.as_mut().map(|(_, link)| link)
 }
 
-/// Whether a key has ended, or is about to, by a time that nobody told us: a write before that moment and its repetition
-/// behind it find different things. It has if it is gone although the last write of it leaves a key.
-async fn unseen_end(dual: &Dual, link: &mut Link, held: &HeldBack, key: &[u8]) -> bool {
-    let limit = dual.options.borrow().shadow_timeout;
-    let database = numbers::database(held.db, dual.leader().db);
-    if link.select(&dual.context, database, limit).await.is_err() {
-        return false;
-    }
+/// For each write, all of one database, whether its key has ended, or is about to, by a time that nobody told us: a write
+/// before that moment and its repetition behind it find different things. It has if it is gone although the last write of
+/// it leaves a key. Empty if there was no answer.
+async fn unseen_ends(dual: &Dual, link: &mut Link, held: &[HeldBack]) -> Vec<bool> {
+    let keys: Vec<_> = held.iter().map(|held| lasting_key(&held.request)).collect();
     let mut question = Vec::new();
-    encode(&mut question, [b"PTTL".as_slice(), key]);
-    let Ok(replies) = link.call(&dual.context, &question, 1, limit).await else {
-        return false;
-    };
-    let last = {
-        let hash = keys::hash(held.db, key);
-        let order = &dual.state.borrow().order;
-        !order.written_since(hash, held.answered_ns + 1)
-    };
-    match Reply::parse(&replies[0]).integer() {
-        Some(-2) => last,
-        Some(left_ms @ 0..) => left_ms.unsigned_abs() <= EXPIRY_CLOCK_SKEW_MS,
-        _ => false,
+    for key in keys.iter().flatten() {
+        encode(&mut question, [b"PTTL".as_slice(), key]);
     }
+    let asked = keys.iter().flatten().count();
+    if asked == 0 {
+        return Vec::new();
+    }
+    let limit = dual.options.borrow().shadow_timeout;
+    let database = numbers::database(held[0].db, dual.leader().db);
+    if link.select(&dual.context, database, limit).await.is_err() {
+        return Vec::new();
+    }
+    let Ok(replies) = link.call(&dual.context, &question, asked, limit).await else {
+        return Vec::new();
+    };
+    let order = &dual.state.borrow().order;
+    let mut replies = replies.iter();
+    let mut ended = |(held, key): (&HeldBack, &Option<Vec<u8>>)| {
+        let (Some(key), true) = (key, replies.len() > 0) else {
+            return false;
+        };
+        let left_ms = replies
+            .next()
+            .and_then(|reply| Reply::parse(reply).integer());
+        match left_ms {
+            Some(-2) => !order.written_since(keys::hash(held.db, key), held.answered_ns + 1),
+            Some(left_ms @ 0..) => left_ms.unsigned_abs() <= EXPIRY_CLOCK_SKEW_MS,
+            _ => false,
+        }
+    };
+    held.iter().zip(&keys).map(&mut ended).collect()
 }
 
 /// Reads the backend in front once more and queues the follower's turn.
@@ -169,6 +179,8 @@ pub(super) struct Rereads {
     open: HashMap<u64, Suspicion>,
     /// Mismatches of writes that are told if no doubt about their order comes up.
     held_back: VecDeque<HeldBack>,
+    /// Bytes of their requests.
+    held_back_bytes: usize,
     due: VecDeque<(u64, u64)>,
     last: u64,
 }
@@ -270,9 +282,11 @@ impl Rereads {
     /// The reply of a write differed. A write that overlapped with it may not have been answered yet: it is told a
     /// little later, unless the order turns out to be unknown. False: there is no room.
     pub fn hold_back(&mut self, item: &Item, found: &Found, now_ns: u64) -> bool {
-        if self.held_back.len() >= REREADS_MAX {
+        let bytes = self.held_back_bytes + item.request.len();
+        if self.held_back.len() >= HELD_BACK_MAX || bytes > HELD_BACK_BYTES_MAX {
             return false;
         }
+        self.held_back_bytes = bytes;
         self.held_back.push_back(HeldBack {
             due_ns: now_ns + HOLD_BACK_NS,
             found: found.clone(),
@@ -322,6 +336,7 @@ impl Dual {
                 let Some(held) = held_back.pop_front() else {
                     return due;
                 };
+                state.rereads.held_back_bytes -= held.request.len();
                 let (mut raced, mut overtaken) = (false, held.raced);
                 keys::visit(&held.request, held.db, |db, key| {
                     let hash = keys::hash(db, key);
@@ -341,6 +356,20 @@ impl Dual {
                     self.metrics.diverge(DivergenceKind::Transient);
                     self.chores.wake_all();
                 }
+            }
+        }
+    }
+
+    /// Tells of the writes whose keys have not ended unseen; copies the keys of the others.
+    fn judge_held_back(&self, held: &[HeldBack], ended: &[bool]) {
+        for (at, held) in held.iter().enumerate() {
+            if ended.get(at).copied().unwrap_or_default() {
+                let state = &mut *self.state.borrow_mut();
+                state.queue.taint_unit(&held.request, held.db);
+                self.metrics.diverge(DivergenceKind::Transient);
+                self.chores.wake_all();
+            } else {
+                self.tell(held.found.clone(), held.client);
             }
         }
     }

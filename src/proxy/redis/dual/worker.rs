@@ -251,22 +251,33 @@ impl Dual {
         if tainted {
             return self.metrics.not_compared.add(1);
         }
+        if item.kind != Kind::Read && !refused {
+            if state
+                .rereads
+                .hold_back(item, &found, self.context.ring.now_ns())
+            {
+                self.metrics.compared.add(1);
+            } else {
+                // Nothing is told that was not asked about; the ones that are tell enough.
+                self.metrics.not_compared.add(1);
+                state.queue.taint_unit(&item.request, item.db);
+                self.chores.wake_all();
+            }
+            return;
+        }
         self.metrics.compared.add(1);
         if item.kind == Kind::Read && !refused {
             return state.rereads.suspect(item, *found, &self.metrics);
         }
         if item.kind == Kind::Read {
             self.metrics.shadow_read_errors.add(1);
-        } else if refused {
+        } else {
             let problem = String::from_utf8_lossy(&found.secondary)
                 .trim_end()
                 .to_owned();
             self.tell_failure("write", &found.command, &problem);
         }
-        let now_ns = self.context.ring.now_ns();
-        if refused || item.kind == Kind::Read || !state.rereads.hold_back(item, &found, now_ns) {
-            self.tell(*found, item.client);
-        }
+        self.tell(*found, item.client);
     }
 }
 fn is_refusal(found: &Found) -> bool {
