@@ -34,6 +34,7 @@ enum Mistake {
     /// A shadow read that differs is told without being read again.
     Reread,
 }
+
 /// Runs a seed to its end.
 fn run(seed: u64, mistake: Option<Mistake>, loses: bool) -> World {
     let mut world = World::new(seed, mistake);

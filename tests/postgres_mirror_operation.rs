@@ -139,6 +139,7 @@ fn statements_that_fail_on_the_mirror_are_counted_by_class_and_logged_rarely() {
     assert!((1..=4).contains(&told.count()), "{lines:#?}");
     assert!(lines.len() < 30, "{lines:#?}");
 }
+
 /// Row 13.
 #[test]
 fn units_time_out_on_a_locked_mirror_and_the_next_ones_go_on() {
@@ -307,6 +308,7 @@ fn what_cannot_be_drained_in_time_is_counted_as_shutdown() {
         assert!(ledger.contains(part), "{part}: {ledger}");
     }
 }
+
 /// `pace = "session"`.
 #[test]
 fn with_pace_session_units_keep_their_distances() {

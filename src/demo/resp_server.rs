@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use super::resp_store::Store;
 use session::Session;
+
 /// How the server behaves.
 #[derive(Debug, Clone, Default)]
 pub struct RespOptions {
@@ -137,6 +138,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         });
     }
 }
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};

@@ -55,6 +55,8 @@ pub struct Evidence<'a> {
 /// Where the lines are.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Thresholds {
+    /// How long the mirror must have been watched: a burst of a second shows no checkpoint, no eviction, no idle pool.
+    pub watched_min_ns: u64,
     /// Units that must have been delivered.
     pub delivered_min: u64,
     /// Replies that must have been compared.
@@ -74,6 +76,7 @@ pub struct Thresholds {
 impl Default for Thresholds {
     fn default() -> Self {
         Thresholds {
+            watched_min_ns: 60_000_000_000,
             delivered_min: 1_000,
             compared_min: 1_000,
             compared_share_min: 0.5,
@@ -179,6 +182,12 @@ fn missing(evidence: &Evidence<'_>, thresholds: &Thresholds) -> Vec<String> {
     let books = &evidence.ledger;
     if !books.balances() {
         reasons.push("the ledger does not balance: report this as a bug".to_owned());
+    }
+    if evidence.watched_ns < thresholds.watched_min_ns {
+        reasons.push(format!(
+            "it was watched for less than {} s",
+            thresholds.watched_min_ns / 1_000_000_000
+        ));
     }
     if books.delivered < thresholds.delivered_min {
         reasons.push(format!(
@@ -358,6 +367,12 @@ mod tests {
             ..good()
         };
         assert_eq!(answer(&streamed).0, Answer::TooLittleEvidence);
+        let brief = Evidence {
+            watched_ns: 59_999_999_999,
+            ..good()
+        };
+        let wanted = "it was watched for less than 60 s".to_owned();
+        assert_eq!(answer(&brief), (Answer::TooLittleEvidence, wanted));
     }
 
     #[test]

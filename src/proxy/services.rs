@@ -32,6 +32,7 @@ pub struct Shared {
     /// Locked at accept and at the end of a connection.
     pub admission: Arc<Admission>,
 }
+
 /// The sources of one core.
 pub struct Services {
     /// Shared with the other cores.

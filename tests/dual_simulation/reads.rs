@@ -16,6 +16,7 @@ pub struct Suspicion {
     /// Its turn is in the queue.
     queued: bool,
 }
+
 impl World {
     /// A read that the primary has answered goes behind the writes that it has answered.
     pub fn shadow(&mut self, request: Vec<u8>, reply: Vec<u8>) {

@@ -12,6 +12,7 @@ pub struct Copy {
     sent_ns: u64,
     value: Option<Option<Vec<u8>>>,
 }
+
 impl World {
     pub fn repair(&mut self) {
         match self.rng.u8(0..3) {

@@ -51,6 +51,7 @@ pub struct Pending {
     /// What a read gave.
     reply: Option<Vec<u8>>,
 }
+
 pub struct World {
     pub rng: Rng,
     pub now_ns: u64,

@@ -14,6 +14,7 @@ use crate::demo::resp_store::{Reply, arity_error, execute, is_read};
 const READ_SIZE: usize = 64 * 1024;
 /// A client whose unfinished command is longer is closed.
 const INPUT_MAX: usize = 600 * 1024 * 1024;
+
 /// One connection: its protocol version, its transaction, its recording.
 pub(super) struct Session<'a> {
     shared: &'a Shared,

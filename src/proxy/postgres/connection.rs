@@ -216,6 +216,7 @@ pub(super) struct Replaying {
     /// The connection stays with its client.
     pub keeps_session: bool,
 }
+
 async fn converse(
     socket: &Socket,
     login: &mut Login,

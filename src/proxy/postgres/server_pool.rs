@@ -135,6 +135,7 @@ pub(super) struct Lease {
     pool: Rc<ServerPool>,
     source: SharedSource,
 }
+
 impl ServerPool {
     /// A connection, at most `query_wait_timeout` from now.
     pub async fn checkout(

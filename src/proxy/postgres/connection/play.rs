@@ -20,6 +20,7 @@ enum Source<'a> {
     AsSent,
     Rewritten(&'a Rewritten<'a>),
 }
+
 impl Connection {
     /// Replays the unit to the end of its last reply.
     pub(super) async fn play(

@@ -31,6 +31,7 @@ pub(in crate::proxy::postgres) struct Server {
     pub reported: Vec<(Vec<u8>, Vec<u8>)>,
     pub target: Option<Arc<CancelTarget>>,
 }
+
 impl Server {
     /// Whether it still stands; reads what arrived while nobody held it.
     pub(super) async fn is_alive(&mut self) -> bool {

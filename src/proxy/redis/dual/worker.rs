@@ -280,6 +280,7 @@ impl Dual {
         self.tell(*found, item.client);
     }
 }
+
 fn is_refusal(found: &Found) -> bool {
     found.kind == DivergenceKind::SecondaryError
 }

@@ -255,6 +255,7 @@ impl Lane {
         true
     }
 }
+
 /// An error means that a write did not take place here although it did at the other backend.
 fn refuses_write(item: &Item, _index: u32) -> bool {
     item.kind.writes()
