@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parhelion::testing::servers::RedisServer;
+use parhelion::testing::wait::eventually;
 use support::dual::{Pair, ask, ok};
 use support::resp::{RespClient, clip};
 
@@ -360,4 +361,33 @@ fn a_thousand_keys_that_end_unseen_at_once_are_no_divergences_and_are_repaired()
         }
     }
     panic!("hardly any key was seen to differ");
+}
+
+/// The primary answers the question about one key too late; its answer is not taken for that about the next key.
+#[test]
+fn a_late_answer_about_one_key_excuses_no_divergence_of_another() {
+    let mut pair = Pair::new("mode = \"dual-write-shadow\"\nshadow_timeout = \"100ms\"");
+    let mut client = pair.client();
+    let mut ours = RespClient::connect(pair.primary.address());
+    let mut theirs = RespClient::connect(pair.secondary.address());
+    for key in ["first", "different"] {
+        ours.call(&["SET", key, "5"]);
+        theirs.call(&["SET", key, "7"]);
+    }
+    let mut told = |key: &str| {
+        let seen = eventually(Duration::from_secs(10), || {
+            let text = pair.proxy.real().get("/api/divergences").unwrap();
+            text.contains(&format!("\"{key}\"")).then_some(())
+        });
+        assert!(seen.is_some(), "{key}: {:?}", pair.proxy.real().log());
+    };
+    // From here on the connection for questions stands.
+    ok(&mut client, &["INCR", "first"]);
+    told("first");
+    ours.call(&["SET", "ended", "5", "PX", "100"]);
+    ok(&mut client, &["INCR", "ended"]);
+    // The question comes a twentieth of a second later.
+    ours.call(&["DEBUG", "SLEEP", "0.7"]);
+    ok(&mut client, &["INCR", "different"]);
+    told("different");
 }

@@ -42,9 +42,13 @@ pub(super) async fn run(dual: Rc<Dual>) {
             for some in some.chunks(HELD_BACK_BATCH) {
                 let ended = match connected(&dual, &mut link, &mut backoff).await {
                     Some(link) => unseen_ends(&dual, link, some).await,
-                    None => Vec::new(),
+                    None => Err(Broken::Closed),
                 };
-                dual.judge_held_back(some, &ended);
+                if ended.is_err() {
+                    // An answer may still come, and is not to be taken for that to a later question.
+                    link = None;
+                }
+                dual.judge_held_back(some, &ended.unwrap_or_default());
             }
         }
         let next = dual.state.borrow_mut().rereads.next(now_ns);
@@ -96,41 +100,33 @@ async fn connected<'a>(
 
 /// For each write, all of one database, whether its key has ended, or is about to, by a time that nobody told us: a write
 /// before that moment and its repetition behind it find different things. It has if it is gone although the last write of
-/// it leaves a key. Empty if there was no answer.
-async fn unseen_ends(dual: &Dual, link: &mut Link, held: &[HeldBack]) -> Vec<bool> {
+/// it leaves a key.
+async fn unseen_ends(dual: &Dual, link: &mut Link, held: &[HeldBack]) -> Result<Vec<bool>, Broken> {
     let keys: Vec<_> = held.iter().map(|held| lasting_key(&held.request)).collect();
     let mut question = Vec::new();
+    let mut asked = 0;
     for key in keys.iter().flatten() {
         encode(&mut question, [b"PTTL".as_slice(), key]);
+        asked += 1;
     }
-    let asked = keys.iter().flatten().count();
     if asked == 0 {
-        return Vec::new();
+        return Ok(vec![false; held.len()]);
     }
     let limit = dual.options.borrow().shadow_timeout;
     let database = numbers::database(held[0].db, dual.leader().db);
-    if link.select(&dual.context, database, limit).await.is_err() {
-        return Vec::new();
-    }
-    let Ok(replies) = link.call(&dual.context, &question, asked, limit).await else {
-        return Vec::new();
-    };
+    link.select(&dual.context, database, limit).await?;
+    let replies = link.call(&dual.context, &question, asked, limit).await?;
     let order = &dual.state.borrow().order;
-    let mut replies = replies.iter();
-    let mut ended = |(held, key): (&HeldBack, &Option<Vec<u8>>)| {
-        let (Some(key), true) = (key, replies.len() > 0) else {
-            return false;
-        };
-        let left_ms = replies
-            .next()
-            .and_then(|reply| Reply::parse(reply).integer());
-        match left_ms {
+    let mut left_ms = replies.iter().map(|reply| Reply::parse(reply).integer());
+    let ended = |(held, key): (&HeldBack, &Option<Vec<u8>>)| {
+        let Some(key) = key else { return false };
+        match left_ms.next().flatten() {
             Some(-2) => !order.written_since(keys::hash(held.db, key), held.answered_ns + 1),
             Some(left_ms @ 0..) => left_ms.unsigned_abs() <= EXPIRY_CLOCK_SKEW_MS,
             _ => false,
         }
     };
-    held.iter().zip(&keys).map(&mut ended).collect()
+    Ok(held.iter().zip(&keys).map(ended).collect())
 }
 
 /// Reads the backend in front once more and queues the follower's turn.
