@@ -20,6 +20,38 @@ use support::faults::{
 use support::pg::PgClient;
 use support::resp::{RespClient, encode};
 
+/// What a proxy's memory does from now on.
+struct Memory<'a> {
+    proxy: &'a ProxyProcess,
+    resident_before: u64,
+    /// Most that the process grew by, in bytes.
+    most: u64,
+    /// Most that units in the rings held, in bytes; asked for with each hundredth look.
+    used: u64,
+    looks: u32,
+}
+
+impl Memory<'_> {
+    fn of(proxy: &ProxyProcess) -> Memory<'_> {
+        Memory {
+            proxy,
+            resident_before: resident(proxy.pid()),
+            most: 0,
+            used: 0,
+            looks: 0,
+        }
+    }
+
+    fn look(&mut self) {
+        let grown = resident(self.proxy.pid()).saturating_sub(self.resident_before);
+        self.most = self.most.max(grown);
+        self.looks += 1;
+        if self.looks.is_multiple_of(100) {
+            self.used = self.used.max(mirror_memory(self.proxy));
+        }
+    }
+}
+
 #[test]
 fn a_stopped_mirror_costs_clients_nothing_and_the_proxy_its_bound() {
     let seconds = setting("PARHELION_STOP_SECONDS", 5);
@@ -39,21 +71,17 @@ fn a_stopped_mirror_costs_clients_nothing_and_the_proxy_its_bound() {
     let time = Duration::from_secs(seconds);
     let healthy = Latencies::while_(|| began.elapsed() < time, &mut ping);
     let beside_healthy = load.done() - before;
-    let memory = resident(proxy.pid());
+    let mut memory = Memory::of(&proxy);
     mirror.pause().unwrap();
-    let (began, before, mut most) = (Instant::now(), load.done(), 0);
-    let (mut used, mut looks) = (0, 0_u32);
+    let (began, before) = (Instant::now(), load.done());
     let stopped = Latencies::while_(
         || {
-            most = most.max(resident(proxy.pid()).saturating_sub(memory));
-            looks += 1;
-            if looks.is_multiple_of(100) {
-                used = used.max(mirror_memory(&proxy));
-            }
+            memory.look();
             began.elapsed() < time
         },
         &mut ping,
     );
+    let Memory { most, used, .. } = memory;
     let during = load.done() - before;
     println!(
         "{beside_healthy} transactions beside a healthy mirror, {during} beside a stopped one; {}",
@@ -131,17 +159,12 @@ fn a_stopped_postgres_mirror_costs_clients_nothing_and_the_proxy_its_bound() {
         let done = || units.load(Ordering::Relaxed);
         let began = Instant::now();
         let healthy = Latencies::while_(|| began.elapsed() < time, &mut query);
-        let (beside_healthy, memory) = (done(), resident(proxy.pid()));
+        let (beside_healthy, mut memory) = (done(), Memory::of(&proxy));
         mirror.pause().unwrap();
-        let (mut most, mut used, mut looks) = (0, 0, 0_u32);
         let began = Instant::now();
         let stopped = Latencies::while_(
             || {
-                most = most.max(resident(proxy.pid()).saturating_sub(memory));
-                looks += 1;
-                if looks.is_multiple_of(100) {
-                    used = used.max(mirror_memory(&proxy));
-                }
+                memory.look();
                 began.elapsed() < time
             },
             &mut query,
@@ -149,6 +172,7 @@ fn a_stopped_postgres_mirror_costs_clients_nothing_and_the_proxy_its_bound() {
         let during = done() - beside_healthy;
         mirror.resume().unwrap();
         stop.store(true, Ordering::Relaxed);
+        let Memory { most, used, .. } = memory;
         (healthy, beside_healthy, stopped, during, most, used)
     });
     let (queries, units) = (healthy.calls() + stopped.calls(), units.into_inner());

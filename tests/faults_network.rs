@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use parhelion::testing::proxy::ProxyOptions;
+use parhelion::testing::proxy::{ProxyOptions, ProxyProcess};
 use parhelion::testing::wait::eventually;
 use support::cable::Cable;
 use support::faults::{
@@ -59,6 +59,23 @@ impl Drop for Far {
     }
 }
 
+/// Cuts the cable of the only client and waits until nothing of it is left, a second after the timeout of 3 s.
+fn freed_after_the_cut(cable: &Cable, proxy: &ProxyProcess, mut client: Child, fds_before: usize) {
+    assert_eq!(clients(proxy.control()), 1);
+    cable.cut();
+    let began = Instant::now();
+    let freed = eventually(PATIENCE, || {
+        (clients(proxy.control()) == 0 && open_fds(proxy.pid()) <= fds_before).then_some(())
+    });
+    let took = began.elapsed();
+    client.kill().unwrap();
+    client.wait().unwrap();
+    assert!(freed.is_some(), "never freed");
+    println!("half-open client freed after {took:?} with a timeout of 3s");
+    // The last sign of life was before the cut; a second for the precision of the test itself.
+    assert!(took <= Duration::from_secs(5), "{took:?}");
+}
+
 #[test]
 fn a_client_that_vanishes_without_a_fin_is_freed_a_second_after_the_timeout() {
     let Some(cable) = Cable::lay() else { return };
@@ -74,7 +91,7 @@ fn a_client_that_vanishes_without_a_fin_is_freed_a_second_after_the_timeout() {
         "exec 3<>/dev/tcp/{}/{port}; printf 'BLPOP nothing 0\\r\\n' >&3; sleep 60",
         cable.near()
     );
-    let mut client = cable.command("bash").args(["-c", &script]).spawn().unwrap();
+    let client = cable.command("bash").args(["-c", &script]).spawn().unwrap();
     let came = eventually(PATIENCE, || {
         let info = server.command(&["INFO", "clients"]).unwrap();
         String::from_utf8_lossy(&info)
@@ -82,19 +99,7 @@ fn a_client_that_vanishes_without_a_fin_is_freed_a_second_after_the_timeout() {
             .then_some(())
     });
     assert!(came.is_some(), "the client never blocked");
-    assert_eq!(clients(proxy.control()), 1);
-    cable.cut();
-    let began = Instant::now();
-    let freed = eventually(PATIENCE, || {
-        (clients(proxy.control()) == 0 && open_fds(proxy.pid()) <= before).then_some(())
-    });
-    let took = began.elapsed();
-    client.kill().unwrap();
-    client.wait().unwrap();
-    assert!(freed.is_some(), "never freed");
-    println!("half-open client freed after {took:?} with a timeout of 3s");
-    // The last sign of life was before the cut; a second for the precision of the test itself.
-    assert!(took <= Duration::from_secs(5), "{took:?}");
+    freed_after_the_cut(&cable, &proxy, client, before);
     let info = server.command(&["INFO", "clients"]).unwrap();
     assert!(String::from_utf8_lossy(&info).contains("blocked_clients:0"));
 }
@@ -115,7 +120,7 @@ fn a_postgres_client_that_vanishes_in_a_transaction_is_freed_with_its_locks() {
         cable.near(),
         proxy.address().port()
     );
-    let mut client = cable
+    let client = cable
         .command("psql")
         .args(["-X", "-c", "BEGIN", "-c", "LOCK held", "-c", "\\! sleep 60"])
         .arg(&conninfo)
@@ -129,19 +134,7 @@ fn a_postgres_client_that_vanishes_in_a_transaction_is_freed_with_its_locks() {
     };
     let came = eventually(PATIENCE, || (locks() == "1").then_some(()));
     assert!(came.is_some(), "the client never came");
-    assert_eq!(clients(proxy.control()), 1);
-    cable.cut();
-    let began = Instant::now();
-    let freed = eventually(PATIENCE, || {
-        (clients(proxy.control()) == 0 && open_fds(proxy.pid()) <= before).then_some(())
-    });
-    let took = began.elapsed();
-    client.kill().unwrap();
-    client.wait().unwrap();
-    assert!(freed.is_some(), "never freed");
-    println!("half-open client of Postgres freed after {took:?} with a timeout of 3s");
-    // As with Redis.
-    assert!(took <= Duration::from_secs(5), "{took:?}");
+    freed_after_the_cut(&cable, &proxy, client, before);
     let unlocked = eventually(PATIENCE, || (locks() == "0").then_some(()));
     assert!(unlocked.is_some(), "the lock outlives the client");
 }
