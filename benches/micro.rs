@@ -1,5 +1,6 @@
 //! Micro benchmarks of the sans-IO parts, with the allocations per iteration: on the hot paths there are none.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use parhelion::protocol::resp::command::{lookup, lookup_request};
 use parhelion::protocol::resp::{
     ReplyFramer, Request, RequestFramer, compare, compare_at_a_glance,
 };
+use parhelion::proxy::redis::RedisOutcome;
 
 #[global_allocator]
 static ALLOCATOR: AllocProfiler = AllocProfiler::system();
@@ -172,6 +174,47 @@ fn ring_push_and_pop(bencher: Bencher<'_, '_>, clients: u64) {
         pool.recycle(unit);
         let ticket = dispatcher.next().expect("a unit waits");
         dispatcher.settle(ticket, Fate::Delivered);
+    });
+}
+
+/// The way of a unit when many are in the air at once, as behind deep pipelines: memory, not instructions.
+#[divan::bench(args = [50, 800, 10_000])]
+fn units_in_the_air(bencher: Bencher<'_, '_>, units: usize) {
+    const CLIENTS: u64 = 50;
+    let pool = UnitPool::<Bytes, RedisOutcome>::default();
+    let bounds = Bounds {
+        units,
+        bytes: 1 << 24,
+    };
+    let ledger = Arc::new(Ledger::default());
+    let budget = MemoryBudget::new(1 << 30);
+    let mut dispatcher = Dispatcher::new(ledger, budget, pool.clone(), bounds);
+    dispatcher.set_window(units);
+    let mut tickets = VecDeque::new();
+    bencher.counter(ItemsCount::new(units)).bench_local(|| {
+        for n in 0..units {
+            let mut draft = pool.draft(ClientId(n as u64 / 16 % CLIENTS), 1);
+            draft.begin_group(1);
+            draft.payload.push_copy(black_box(&[b'x'; 40]));
+            draft
+                .outcome
+                .reply
+                .extend_from_slice(black_box(b"$3\r\nxxx\r\n"));
+            draft.outcome.replies = 1;
+            let unit = draft.seal(2);
+            black_box(dispatcher.offer(&unit));
+            pool.recycle(unit);
+        }
+        while let Some(ticket) = dispatcher.next() {
+            tickets.push_back(ticket);
+        }
+        for ticket in tickets.drain(..) {
+            assert_eq!(
+                ticket.unit.outcome.reply.as_slice(),
+                black_box(b"$3\r\nxxx\r\n")
+            );
+            dispatcher.settle(ticket, Fate::Delivered);
+        }
     });
 }
 

@@ -73,6 +73,10 @@ pub const UNIT_KEPT_BYTES: usize = 1024;
 /// Message groups that a recycled unit keeps room for (16 bytes each).
 pub const UNIT_KEPT_GROUPS: usize = 32;
 
+/// Bytes of a payload that lie in the unit itself: an ordinary read. Together with the rest of the unit they are fetched into the
+/// cache at once; a buffer of their own would be fetched later, and waited for.
+pub const PAYLOAD_INLINE_BYTES: usize = 96;
+
 /// Pieces of a payload that a recycled unit keeps room for (48 bytes each): a copy, a large value by reference, and again.
 pub const PAYLOAD_KEPT_PIECES: usize = 4;
 

@@ -34,14 +34,11 @@ pub enum Offered {
 #[derive(Debug)]
 #[must_use = "a unit that is handed out must be settled or put back"]
 pub struct Ticket<S, O> {
-    /// Whose unit it is.
-    pub client: ClientId,
     /// The unit.
     pub unit: Rc<Unit<S, O>>,
     /// Ascending within a client.
     pub id: u64,
     ring: usize,
-    bytes: usize,
 }
 
 /// The rings of one mirror on one core.
@@ -166,13 +163,12 @@ impl<S, O: Outcome> Dispatcher<S, O> {
     /// one with the default bounds that vanishes when it is empty: an idle client costs nothing.
     pub fn offer(&mut self, unit: &Rc<Unit<S, O>>) -> Offered {
         self.ledger.offer();
-        let bytes = unit.held_bytes();
+        let bytes = unit.sealed_bytes;
         let offered = match self.admit(unit, bytes) {
             Ok(place) => {
                 let entry = Entry {
                     unit: Rc::clone(unit),
                     id: self.next_id,
-                    bytes,
                 };
                 self.next_id += 1;
                 self.queued_units += 1;
@@ -239,18 +235,15 @@ impl<S, O: Outcome> Dispatcher<S, O> {
         let place = self.ready.remove(at)?;
         let ring = self.rings[place].as_mut()?;
         ring.listed = false;
-        let client = ring.client;
         let entry = ring.hand_out()?;
         self.queued_units -= 1;
         self.in_flight += 1;
         self.list_if_ready(place);
         self.check_cheaply();
         Some(Ticket {
-            client,
             unit: entry.unit,
             id: entry.id,
             ring: place,
-            bytes: entry.bytes,
         })
     }
 
@@ -274,11 +267,9 @@ impl<S, O: Outcome> Dispatcher<S, O> {
         self.unlist_idle_at(ticket.ring);
         self.check_cheaply();
         Some(Ticket {
-            client: ticket.client,
             unit: entry.unit,
             id: entry.id,
             ring: ticket.ring,
-            bytes: entry.bytes,
         })
     }
 
@@ -291,9 +282,9 @@ impl<S, O: Outcome> Dispatcher<S, O> {
     pub fn settle(&mut self, ticket: Ticket<S, O>, fate: Fate) {
         self.in_flight -= 1;
         if let Some(ring) = &mut self.rings[ticket.ring] {
-            ring.end(ticket.bytes);
+            ring.end(ticket.unit.sealed_bytes);
         }
-        self.let_go(ticket.unit, ticket.bytes, fate);
+        self.let_go(ticket.unit, fate);
         self.list_if_ready(ticket.ring);
         self.remove_if_over(ticket.ring);
         self.check_cheaply();
@@ -306,11 +297,10 @@ impl<S, O: Outcome> Dispatcher<S, O> {
         self.in_flight -= 1;
         self.queued_units += 1;
         if let Some(ring) = &mut self.rings[ticket.ring] {
-            ring.end(ticket.bytes);
+            ring.end(ticket.unit.sealed_bytes);
             ring.put_back(Entry {
                 unit: ticket.unit,
                 id: ticket.id,
-                bytes: ticket.bytes,
             });
         }
         self.list_if_ready(ticket.ring);
@@ -456,7 +446,8 @@ impl<S, O: Outcome> Dispatcher<S, O> {
     }
 
     /// Books the end of a unit and gives its memory back.
-    fn let_go(&mut self, unit: Rc<Unit<S, O>>, bytes: usize, fate: Fate) {
+    fn let_go(&mut self, unit: Rc<Unit<S, O>>, fate: Fate) {
+        let bytes = unit.sealed_bytes;
         self.held_bytes -= bytes;
         unit.holders.set(unit.holders.get() - 1);
         if unit.holders.get() == 0 {
@@ -478,7 +469,7 @@ impl<S, O: Outcome> Dispatcher<S, O> {
                     break;
                 };
                 self.queued_units -= 1;
-                self.let_go(entry.unit, entry.bytes, Fate::Dropped(reason));
+                self.let_go(entry.unit, Fate::Dropped(reason));
             }
         }
         self.unlist_idle();

@@ -6,16 +6,18 @@
 
 use smallvec::SmallVec;
 
-use crate::limits::{PAYLOAD_GROWTH_BYTES_MIN, PAYLOAD_KEPT_PIECES, UNIT_KEPT_BYTES};
+use crate::limits::{
+    PAYLOAD_GROWTH_BYTES_MIN, PAYLOAD_INLINE_BYTES, PAYLOAD_KEPT_PIECES, UNIT_KEPT_BYTES,
+};
 
 /// Bytes in order, partly copied, partly by reference into shared slabs of type `S`.
 #[derive(Debug)]
 pub struct Payload<S> {
     /// All copied pieces, back to back.
-    copied: Vec<u8>,
-    /// Copied pieces name their length only: they follow each other in `copied`.
+    copied: SmallVec<[u8; PAYLOAD_INLINE_BYTES]>,
+    /// Empty as long as everything is copied. Copied pieces name their length only: they follow each other in `copied`.
     /// Two neighbours are never both copied.
-    pieces: SmallVec<[Piece<S>; 1]>,
+    pieces: Vec<Piece<S>>,
     /// Sum of the pieces.
     len: usize,
     /// Memory that the shared pieces keep from being reused.
@@ -50,8 +52,8 @@ impl<S: AsRef<[u8]>> Part<'_, S> {
 impl<S> Default for Payload<S> {
     fn default() -> Self {
         Payload {
-            copied: Vec::new(),
-            pieces: SmallVec::new(),
+            copied: SmallVec::new(),
+            pieces: Vec::new(),
             len: 0,
             pinned: 0,
         }
@@ -82,13 +84,15 @@ impl<S: AsRef<[u8]>> Payload<S> {
         if len == 0 {
             return;
         }
+        self.list();
         self.pieces.push(Piece::Shared(slice));
         self.len += len;
         self.pinned += held;
     }
 
     /// Moves everything of `other` to the end of this one.
-    pub fn append(&mut self, other: Payload<S>) {
+    pub fn append(&mut self, mut other: Payload<S>) {
+        other.list();
         if self.copied.is_empty() {
             // Nothing to join: take the other's buffer instead of copying it.
             self.copied = other.copied;
@@ -101,6 +105,7 @@ impl<S: AsRef<[u8]>> Payload<S> {
             match piece {
                 Piece::Copied(len) => self.note_copied(len),
                 Piece::Shared(slice) => {
+                    self.list();
                     self.len += slice.as_ref().len();
                     self.pieces.push(Piece::Shared(slice));
                 }
@@ -111,14 +116,16 @@ impl<S: AsRef<[u8]>> Payload<S> {
     /// The stretches in order.
     pub fn parts(&self) -> impl Iterator<Item = Part<'_, S>> {
         let mut copied = self.copied.as_slice();
-        self.pieces.iter().map(move |piece| match piece {
+        let whole = self.is_one_copy().then_some(Part::Copied(copied));
+        let pieces = self.pieces.iter().map(move |piece| match piece {
             Piece::Copied(len) => {
                 let (head, tail) = copied.split_at(*len);
                 copied = tail;
                 Part::Copied(head)
             }
             Piece::Shared(slice) => Part::Shared(slice),
-        })
+        });
+        whole.into_iter().chain(pieces)
     }
 
     /// Appends all bytes to `out`.
@@ -133,8 +140,16 @@ impl<S: AsRef<[u8]>> Payload<S> {
     fn note_copied(&mut self, len: usize) {
         self.len += len;
         match self.pieces.last_mut() {
+            None => {}
             Some(Piece::Copied(last)) => *last += len,
-            _ => self.pieces.push(Piece::Copied(len)),
+            Some(Piece::Shared(_)) => self.pieces.push(Piece::Copied(len)),
+        }
+    }
+
+    /// Lists what is copied: something else follows.
+    fn list(&mut self) {
+        if self.is_one_copy() {
+            self.pieces.push(Piece::Copied(self.len));
         }
     }
 }
@@ -152,17 +167,22 @@ impl<S> Payload<S> {
 
     /// Number of stretches: what a vectored send needs entries for.
     pub fn parts_len(&self) -> usize {
-        self.pieces.len()
+        self.pieces.len() + usize::from(self.is_one_copy())
+    }
+
+    /// Whether everything is copied, which is not listed.
+    fn is_one_copy(&self) -> bool {
+        self.pieces.is_empty() && self.len > 0
     }
 
     /// Memory that this payload keeps from being used for anything else, on the heap and in slabs.
     pub fn held_bytes(&self) -> usize {
-        let list = if self.pieces.spilled() {
-            self.pieces.capacity() * size_of::<Piece<S>>()
-        } else {
-            0
+        let list = self.pieces.capacity() * size_of::<Piece<S>>();
+        let copied = match self.copied.spilled() {
+            true => self.copied.capacity(),
+            false => 0,
         };
-        self.copied.capacity() + self.pinned + list
+        copied + self.pinned + list
     }
 
     /// Empties the payload and lets the slabs go. An ordinary buffer is kept for the next unit, a
@@ -171,16 +191,18 @@ impl<S> Payload<S> {
         self.len = 0;
         self.pinned = 0;
         self.copied.clear();
-        self.copied.shrink_to(UNIT_KEPT_BYTES);
+        if self.copied.capacity() > UNIT_KEPT_BYTES {
+            self.copied = SmallVec::new();
+        }
         self.pieces.clear();
         if self.pieces.capacity() > PAYLOAD_KEPT_PIECES {
-            self.pieces = SmallVec::new();
+            self.pieces = Vec::new();
         }
     }
 }
 
 /// Room for `more` bytes, growing by a quarter instead of doubling: see [`worth_sharing`].
-fn reserve(buffer: &mut Vec<u8>, more: usize) {
+fn reserve(buffer: &mut SmallVec<[u8; PAYLOAD_INLINE_BYTES]>, more: usize) {
     if buffer.capacity() - buffer.len() < more {
         let step = (buffer.len() / 4).max(PAYLOAD_GROWTH_BYTES_MIN);
         buffer.reserve_exact(more.max(step));

@@ -18,14 +18,13 @@ pub struct Bounds {
     pub bytes: usize,
 }
 
-/// A unit that waits.
+/// A unit that waits. Two words, which pass through registers: with a third they are written one by one to the stack and read
+/// back together, and that waits until everything written before has reached the cache.
 #[derive(Debug)]
 pub(super) struct Entry<S, O> {
     pub unit: Rc<Unit<S, O>>,
     /// Grows with every unit of a dispatcher: the order within a client.
     pub id: u64,
-    /// What the unit holds, as it was when it came.
-    pub bytes: usize,
 }
 
 #[derive(Debug)]
@@ -106,7 +105,7 @@ impl<S, O> Ring<S, O> {
         if self.is_empty() {
             self.since_ns = entry.unit.sealed_ns;
         }
-        self.waiting_bytes += entry.bytes;
+        self.waiting_bytes += entry.unit.sealed_bytes;
         self.waiting.push_back(entry);
     }
 
@@ -114,7 +113,7 @@ impl<S, O> Ring<S, O> {
     pub fn hand_out(&mut self) -> Option<Entry<S, O>> {
         let entry = self.take()?;
         self.in_flight += 1;
-        self.in_flight_bytes += entry.bytes;
+        self.in_flight_bytes += entry.unit.sealed_bytes;
         Some(entry)
     }
 
@@ -132,7 +131,7 @@ impl<S, O> Ring<S, O> {
     pub fn put_back(&mut self, entry: Entry<S, O>) {
         let older = |waiting: &&Entry<S, O>| waiting.id < entry.id;
         let at = self.waiting.iter().take_while(older).count();
-        self.waiting_bytes += entry.bytes;
+        self.waiting_bytes += entry.unit.sealed_bytes;
         self.waiting.insert(at, entry);
         self.returning = self.in_flight > 0;
     }
@@ -144,7 +143,7 @@ impl<S, O> Ring<S, O> {
 
     fn take(&mut self) -> Option<Entry<S, O>> {
         let entry = self.waiting.pop_front()?;
-        self.waiting_bytes -= entry.bytes;
+        self.waiting_bytes -= entry.unit.sealed_bytes;
         if self.waiting.is_empty() {
             // Begins anew at the front of its memory, which is in the cache, instead of walking through all of it.
             self.waiting.clear();
@@ -175,7 +174,11 @@ impl<S, O> Ring<S, O> {
 
     /// Panics if the sums or the order are wrong.
     pub fn check(&self) {
-        let sum: usize = self.waiting.iter().map(|entry| entry.bytes).sum();
+        let sum: usize = self
+            .waiting
+            .iter()
+            .map(|entry| entry.unit.sealed_bytes)
+            .sum();
         assert_eq!(sum, self.waiting_bytes, "{:?}: queued bytes", self.client);
         assert!(
             self.in_flight > 0 || (self.in_flight_bytes == 0 && !self.returning),

@@ -188,6 +188,8 @@ pub struct Unit<S, O> {
     pub outcome: O,
     /// How many rings hold it: the core's memory budget is charged once for all of them.
     pub(super) holders: Cell<u32>,
+    /// What it held when it was sealed.
+    pub(super) sealed_bytes: usize,
 }
 
 impl<S, O: Outcome> Unit<S, O> {
@@ -212,6 +214,7 @@ impl<S, O: Outcome> Unit<S, O> {
             pipelined: false,
             outcome: O::default(),
             holders: Cell::new(0),
+            sealed_bytes: 0,
         }
     }
 
@@ -232,7 +235,7 @@ impl<S, O: Outcome> Unit<S, O> {
 #[derive(Debug)]
 pub struct Draft<S, O>(Rc<Unit<S, O>>);
 
-impl<S, O> Draft<S, O> {
+impl<S, O: Outcome> Draft<S, O> {
     /// Notes that the bytes pushed next arrived at `now_ns`, apart from those before.
     pub fn begin_group(&mut self, now_ns: u64) {
         let offset = self.payload.len();
@@ -247,6 +250,7 @@ impl<S, O> Draft<S, O> {
     /// Closes the unit. Put the outcome in before.
     pub fn seal(mut self, now_ns: u64) -> Rc<Unit<S, O>> {
         self.sealed_ns = now_ns;
+        self.sealed_bytes = self.held_bytes();
         self.0
     }
 }

@@ -3,7 +3,7 @@
 /// Bytes that the processor fetches at once.
 const LINE: usize = 64;
 /// Lines of one value that are worth a hint: beyond them the processor has no room to fetch more at a time.
-const LINES_MAX: usize = 4;
+const LINES_MAX: usize = 6;
 
 /// Says that `value` will be used in a moment: where it has left the cache, it is fetched while other work goes on.
 #[inline]

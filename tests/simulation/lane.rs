@@ -260,15 +260,16 @@ impl Lane {
             let Some(ticket) = self.rings.next_for(may_go) else {
                 return;
             };
-            if self.mistake == Some(Mistake::Starve) && ticket.client.0 % 3 == 0 {
+            if self.mistake == Some(Mistake::Starve) && ticket.unit.client.0 % 3 == 0 {
                 self.rings.requeue(ticket);
                 return;
             }
-            self.shadow.hand_out(ticket.client.0, ticket.unit.outcome.0);
-            let answer = self.pool.checkout(ticket.client, LOGIN, now_ns);
+            self.shadow
+                .hand_out(ticket.unit.client.0, ticket.unit.outcome.0);
+            let answer = self.pool.checkout(ticket.unit.client, LOGIN, now_ns);
             let (slot, stage) = match answer {
                 Checkout::Use(slot) => {
-                    let session = self.sessions.entry(ticket.client.0).or_default();
+                    let session = self.sessions.entry(ticket.unit.client.0).or_default();
                     let due = session.due_ns(self.pace, &ticket.unit).max(now_ns);
                     (slot, Stage::Due(due))
                 }
@@ -357,7 +358,7 @@ impl Lane {
     }
 
     fn put_back(&mut self, job: Job) {
-        self.shadow.requeue(job.ticket.client.0);
+        self.shadow.requeue(job.ticket.unit.client.0);
         self.rings.requeue(job.ticket);
     }
 
@@ -367,7 +368,7 @@ impl Lane {
     }
 
     fn settle(&mut self, job: Job, fate: Fate, budget: &mut ShadowBudget) {
-        self.shadow.settle(budget, job.ticket.client.0, fate);
+        self.shadow.settle(budget, job.ticket.unit.client.0, fate);
         match self.mistake {
             Some(Mistake::Leak) => drop(job.ticket),
             mistake => {

@@ -17,37 +17,46 @@ const ARGS_INLINE: usize = 16;
 pub struct Request<'a> {
     text: Cow<'a, [u8]>,
     // Invariant: every range lies within `text`. 32 bits suffice: a command is at most 1 GiB.
-    args: SmallVec<[Range<u32>; ARGS_INLINE]>,
+    args: Args,
 }
+
+type Args = SmallVec<[Range<u32>; ARGS_INLINE]>;
 
 impl<'a> Request<'a> {
     /// Reads the bytes of one complete command, as a [`super::RequestFramer`] framed them.
     ///
     /// Bytes that are not a complete command give a request without arguments.
     pub fn parse(bytes: &'a [u8]) -> Self {
-        let parsed = if bytes.first() == Some(&b'*') {
-            parse_multibulk(bytes).map(|args| Self {
-                text: Cow::Borrowed(bytes),
-                args,
-            })
-        } else {
-            parse_inline(bytes)
+        if bytes.first() != Some(&b'*') {
+            return parse_inline(bytes).unwrap_or_else(|| Self::without_args(bytes));
+        }
+        let mut request = Self::without_args(bytes);
+        let is_complete = match read_args(bytes, &mut request.args) {
+            // A blank command has no arguments and no bytes behind its header.
+            Some((count, end)) => {
+                request.args.len() as u64 == count && (count == 0 || end <= bytes.len())
+            }
+            None => false,
         };
-        parsed.unwrap_or_else(|| Self {
-            text: Cow::Borrowed(bytes),
-            args: SmallVec::new(),
-        })
+        if !is_complete {
+            request.args.clear();
+        }
+        request
     }
 
     /// Reads the first bytes of a command that is too large to lie in memory: the arguments that are whole in `bytes`.
     pub fn parse_prefix(bytes: &'a [u8]) -> Self {
-        let args = match bytes.first() {
-            Some(b'*') => whole_args(bytes).0,
-            _ => SmallVec::new(),
-        };
+        let mut request = Self::without_args(bytes);
+        if bytes.first() == Some(&b'*') {
+            read_args(bytes, &mut request.args);
+        }
+        request
+    }
+
+    fn without_args(bytes: &'a [u8]) -> Self {
         Self {
             text: Cow::Borrowed(bytes),
-            args,
+            args: SmallVec::new(),
         }
     }
 
@@ -98,19 +107,10 @@ impl<'a> Request<'a> {
     }
 }
 
-fn parse_multibulk(bytes: &[u8]) -> Option<SmallVec<[Range<u32>; ARGS_INLINE]>> {
-    let (args, end, count) = whole_args(bytes);
-    let count = count?;
-    // A blank command has no arguments and no bytes behind its header.
-    (args.len() as u64 == count && (count == 0 || end <= bytes.len())).then_some(args)
-}
-
-/// The arguments that lie whole in `bytes`, where the last one ends, and how many there are to be.
-fn whole_args(bytes: &[u8]) -> (SmallVec<[Range<u32>; ARGS_INLINE]>, usize, Option<u64>) {
-    let mut args = SmallVec::new();
-    let Some((count, mut pos)) = header(bytes, 0) else {
-        return (args, 0, None);
-    };
+/// Finds the arguments that lie whole in `bytes`. How many there are to be, and where the last one found ends. They are
+/// written where they stay: a list that is moved behind its last write waits for all writes before it.
+fn read_args(bytes: &[u8], args: &mut Args) -> Option<(u64, usize)> {
+    let (count, mut pos) = header(bytes, 0)?;
     // Grows with the arguments that are there, not with the count that was claimed.
     while (args.len() as u64) < count
         && let Some((range, next)) = arg_at(bytes, pos)
@@ -118,7 +118,7 @@ fn whole_args(bytes: &[u8]) -> (SmallVec<[Range<u32>; ARGS_INLINE]>, usize, Opti
         args.push(range);
         pos = next;
     }
-    (args, pos, Some(count))
+    Some((count, pos))
 }
 
 /// The argument whose header begins at `pos`, and where the next one begins.

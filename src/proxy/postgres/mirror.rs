@@ -140,7 +140,7 @@ impl Pool {
         let checkout = self
             .state
             .borrow_mut()
-            .checkout(ticket.client, login, now_ns);
+            .checkout(ticket.unit.client, login, now_ns);
         Some((ticket, checkout))
     }
 
@@ -250,7 +250,7 @@ impl Pool {
     /// Runs a unit, and with it those that its client pipelined behind it; returns whether the connection waits for more.
     async fn run_on(&self, slot: usize, mut connection: Box<Connection>, ticket: PgTicket) -> bool {
         // Pauses can only be kept by a mirror that has time for them: before units are dropped, pauses are.
-        let behind = self.dispatcher().is_crowded(ticket.client);
+        let behind = self.dispatcher().is_crowded(ticket.unit.client);
         let pace = match behind {
             true => Pace::Off,
             false => self.context.config.borrow().general.pace,

@@ -12,12 +12,12 @@
 mod lanes;
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::{Rc, Weak};
 
 use super::Source;
 use super::collect::{Collected, Frame};
+use super::fifo::Fifo;
 use super::session::Session;
 use super::units::{Over, Pending};
 use crate::limits::{
@@ -53,7 +53,7 @@ pub(super) struct Lane {
 struct State {
     replies: ReplyFramer,
     /// One entry for each command on its way.
-    fifo: VecDeque<Entry>,
+    fifo: Fifo<Entry>,
     /// The first bytes of a reply that comes in pieces.
     reply: Collected,
     /// Bytes of that reply so far.
@@ -64,7 +64,7 @@ impl Default for State {
     fn default() -> State {
         State {
             replies: ReplyFramer::new(REDIS_REPLY_BYTES_MAX),
-            fifo: VecDeque::new(),
+            fifo: Fifo::default(),
             reply: Collected::default(),
             reply_bytes: 0,
         }
@@ -73,9 +73,26 @@ impl Default for State {
 
 /// A command on its way.
 struct Entry {
-    session: Rc<Session>,
+    /// Whose it is; `None` in an empty place only.
+    session: Option<Rc<Session>>,
     pending: Pending,
     disposition: Disposition,
+}
+
+impl Entry {
+    fn session(&self) -> &Rc<Session> {
+        self.session.as_ref().expect("a command has a client")
+    }
+}
+
+impl Default for Entry {
+    fn default() -> Entry {
+        Entry {
+            session: None,
+            pending: Pending::new(0, None),
+            disposition: Disposition::Mirror,
+        }
+    }
 }
 
 /// Why a lane cannot go on.
@@ -97,13 +114,18 @@ impl Lane {
         self.state.borrow().fifo.is_empty()
     }
 
-    /// Notes whose command is written next.
-    pub fn note(&self, session: &Rc<Session>, pending: Pending, disposition: Disposition) {
-        self.state.borrow_mut().fifo.push_back(Entry {
-            session: session.clone(),
-            pending,
-            disposition,
-        });
+    /// Notes whose command is written next; the rest of it is filled in.
+    pub fn note(
+        &self,
+        session: &Rc<Session>,
+        disposition: Disposition,
+        fill: impl FnOnce(&mut Pending),
+    ) {
+        let state = &mut *self.state.borrow_mut();
+        let entry = state.fifo.push();
+        entry.session = Some(session.clone());
+        entry.disposition = disposition;
+        fill(&mut entry.pending);
     }
 
     /// Writes commands that were noted.
@@ -160,20 +182,21 @@ impl Lane {
                 run.flush(chunk);
                 return Err(Broken::Unsolicited);
             };
-            run.extend(chunk, &front.session, piece.clone());
+            let session = front.session();
+            run.extend(chunk, session, piece.clone());
             state.reply_bytes += piece.len();
             if !advance.done {
-                let kept = match front.session.units.is_idle() {
+                let kept = match session.units.is_idle() {
                     true => REDIS_HEAD_KEPT_BYTES,
                     false => REDIS_COMPARE_BYTES,
                 };
                 state.reply.push(&chunk[piece], kept);
                 if state.reply_bytes > REDIS_LANE_REPLY_BYTES && self.alive.get() {
-                    front.session.units.source.lanes.retire(self);
+                    session.units.source.lanes.retire(self);
                 }
                 continue;
             }
-            let Some(entry) = state.fifo.pop_front() else {
+            let Some(entry) = state.fifo.pop() else {
                 return Err(Broken::Unsolicited);
             };
             run.replies += 1;
@@ -203,11 +226,11 @@ impl Lane {
                 };
                 if fifo
                     .iter()
-                    .any(|entry| !Rc::ptr_eq(&entry.session, &front.session))
+                    .any(|entry| !Rc::ptr_eq(entry.session(), front.session()))
                 {
                     return true;
                 }
-                front.session.clone()
+                front.session().clone()
             };
             let Some(client) = context::Session::client(&*session) else {
                 return true;
@@ -238,8 +261,11 @@ impl Lane {
             tracing::warn!(%why, commands = fifo.len(), "a lane to a database was lost");
         }
         for entry in fifo {
-            entry.session.units.abandon(entry.pending, self.key.db);
-            entry.session.fail();
+            let Some(session) = entry.session else {
+                continue;
+            };
+            session.units.abandon(entry.pending, self.key.db);
+            session.fail();
         }
     }
 }
@@ -281,10 +307,13 @@ async fn read(socket: Socket, lane: Weak<Lane>) {
 impl Entry {
     fn answered(self, frame: &Frame<'_>, bytes: usize, over: Over) {
         let Entry {
-            session,
+            session: Some(session),
             pending,
             disposition,
-        } = self;
+        } = self
+        else {
+            return;
+        };
         let units = &session.units;
         if changes_logins(pending.command) {
             units.source.lanes.renew();

@@ -1,7 +1,6 @@
 //! The worker of a Redis mirror on one core: one pipelined connection that carries all clients' units in order.
 
 use std::cell::RefMut;
-use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 
@@ -9,6 +8,7 @@ use futures_lite::future::or;
 
 use super::RedisOutcome;
 use super::collect::{Collected, Frame};
+use super::fifo::Fifo;
 use super::judge::{self, Judgement};
 use super::numbers;
 use super::outcome::is_write;
@@ -50,14 +50,12 @@ struct Worker {
 }
 
 /// Something whose reply is awaited.
-enum Flight {
-    /// HELLO or SELECT, to bring the connection where the next unit needs it.
-    Preamble,
-    Unit {
-        ticket: RedisTicket,
-        replies_left: u32,
-        sent_ns: u64,
-    },
+#[derive(Default)]
+struct Flight {
+    /// `None`: HELLO or SELECT, to bring the connection where the next unit needs it.
+    ticket: Option<RedisTicket>,
+    replies_left: u32,
+    sent_ns: u64,
 }
 
 /// One connection to the mirror.
@@ -65,7 +63,7 @@ struct Lane {
     socket: Socket,
     framer: ReplyFramer,
     collected: Collected,
-    flights: VecDeque<Flight>,
+    flights: Fifo<Flight>,
     db: u32,
     resp: u8,
     units: usize,
@@ -127,7 +125,7 @@ impl Worker {
             socket,
             framer: ReplyFramer::new(REDIS_MIRROR_REPLY_BYTES_MAX),
             collected: Collected::default(),
-            flights: VecDeque::new(),
+            flights: Fifo::default(),
             db: 0,
             resp: 2,
             units: 0,
@@ -232,40 +230,37 @@ impl Worker {
         if failed && frame.bytes().starts_with(b"-LOADING") {
             return Err(Broken::Loading);
         }
-        match lane.flights.front_mut() {
-            None => Err(Broken::Unsolicited),
-            Some(Flight::Preamble) if failed => Err(Broken::Refused("HELLO or SELECT")),
-            Some(Flight::Preamble) => {
-                lane.flights.pop_front();
-                Ok(())
-            }
-            Some(Flight::Unit { replies_left, .. }) => {
-                if failed {
-                    self.mirror
-                        .metrics
-                        .errors
-                        .count(ErrorWord::of_redis(frame.bytes()));
-                }
-                *replies_left -= 1;
-                if *replies_left == 0
-                    && let Some(Flight::Unit {
-                        ticket, sent_ns, ..
-                    }) = lane.flights.pop_front()
-                {
-                    lane.units -= 1;
-                    if let Some(Flight::Unit { ticket, .. }) = lane.flights.get(PREFETCH_AHEAD) {
-                        prefetch(&*ticket.unit);
-                    }
-                    if lane.flights.is_empty() {
-                        // Begins anew at the front of its memory, which is in the cache.
-                        lane.flights.clear();
-                    }
-                    let latency_ns = lane.socket.heard_ns().saturating_sub(sent_ns);
-                    self.delivered(ticket, latency_ns, frame);
-                }
-                Ok(())
-            }
+        let Some(flight) = lane.flights.front_mut() else {
+            return Err(Broken::Unsolicited);
+        };
+        if flight.ticket.is_none() {
+            lane.flights.pop();
+            return match failed {
+                true => Err(Broken::Refused("HELLO or SELECT")),
+                false => Ok(()),
+            };
         }
+        if failed {
+            let word = ErrorWord::of_redis(frame.bytes());
+            self.mirror.metrics.errors.count(word);
+        }
+        flight.replies_left -= 1;
+        if flight.replies_left > 0 {
+            return Ok(());
+        }
+        let sent_ns = flight.sent_ns;
+        let ticket = flight.ticket.take();
+        lane.flights.pop();
+        lane.units -= 1;
+        let later = lane.flights.get(PREFETCH_AHEAD);
+        if let Some(ticket) = later.and_then(|flight| flight.ticket.as_ref()) {
+            prefetch(&*ticket.unit);
+        }
+        let latency_ns = lane.socket.heard_ns().saturating_sub(sent_ns);
+        if let Some(ticket) = ticket {
+            self.delivered(ticket, latency_ns, frame);
+        }
+        Ok(())
     }
 
     fn delivered(&self, ticket: RedisTicket, latency: u64, frame: &Frame<'_>) {
@@ -308,7 +303,7 @@ impl Worker {
             kind: found.kind,
             primary: found.primary,
             secondary: found.secondary,
-            client: ticket.client,
+            client: ticket.unit.client,
             core: self.context.core,
         };
         self.context
@@ -323,7 +318,7 @@ impl Worker {
             self.mirror.metrics.reconnects.add(1);
         }
         for flight in lane.flights {
-            if let Flight::Unit { ticket, .. } = flight {
+            if let Some(ticket) = flight.ticket {
                 let command = ticket.unit.outcome.command;
                 if is_write(command) {
                     self.mirror
@@ -351,13 +346,13 @@ impl Lane {
             self.resp = outcome.resp;
             let version = [b'0' + self.resp];
             self.command(&[b"HELLO", &version]);
-            self.flights.push_back(Flight::Preamble);
+            self.flights.push();
         }
         let db = numbers::database(outcome.db, default_db);
         if db != self.db {
             self.db = db;
             self.command(&[b"SELECT", db.to_string().as_bytes()]);
-            self.flights.push_back(Flight::Preamble);
+            self.flights.push();
         }
         for part in ticket.unit.payload.parts() {
             match part {
@@ -366,12 +361,10 @@ impl Lane {
             }
         }
         self.units += 1;
-        let replies_left = ticket.unit.outcome.replies;
-        self.flights.push_back(Flight::Unit {
-            ticket,
-            replies_left,
-            sent_ns: now_ns,
-        });
+        let flight = self.flights.push();
+        flight.replies_left = ticket.unit.outcome.replies;
+        flight.sent_ns = now_ns;
+        flight.ticket = Some(ticket);
     }
 
     fn command(&self, args: &[&[u8]]) {
@@ -404,10 +397,7 @@ impl Lane {
 
     /// When the oldest unit on its way was sent; `u64::MAX` if there is none.
     fn oldest_sent_ns(&self) -> u64 {
-        let units = self.flights.iter().find_map(|flight| match flight {
-            Flight::Unit { sent_ns, .. } => Some(*sent_ns),
-            Flight::Preamble => None,
-        });
-        units.unwrap_or(u64::MAX)
+        let unit = self.flights.iter().find(|flight| flight.ticket.is_some());
+        unit.map_or(u64::MAX, |flight| flight.sent_ns)
     }
 }

@@ -7,6 +7,7 @@
 
 mod collect;
 pub mod dual;
+mod fifo;
 mod identity;
 mod judge;
 mod lane;

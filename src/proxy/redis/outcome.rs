@@ -5,8 +5,8 @@ use smallvec::SmallVec;
 use crate::mirror::unit::Outcome;
 use crate::protocol::resp::{Command, CommandCategory};
 
-/// Bytes of a reply that lie in the unit itself: a status, a number, a short value. One cache line less per unit.
-const REPLY_INLINE: usize = 24;
+/// Bytes of a reply that lie in the unit itself: a status, a number, a short value. See [`crate::limits::PAYLOAD_INLINE_BYTES`].
+const REPLY_INLINE: usize = 96;
 /// Memory for a reply that a unit keeps when it is used again.
 const REPLY_KEPT: usize = 1024;
 

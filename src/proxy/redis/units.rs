@@ -167,7 +167,6 @@ impl Units {
             self.discard_draft(content.draft.take());
             return;
         }
-        draft.begin_group(now_ns);
         match bytes {
             Bytes::Received(chunk, range) => {
                 append(&self.context.ring, draft, chunk, range);
@@ -275,7 +274,6 @@ impl Units {
             (Some(draft), Some(mut more))
                 if !whole.oversize && draft.payload.len() + more.payload.len() <= bytes_max =>
             {
-                draft.begin_group(pending.arrived_ns);
                 draft.payload.append(std::mem::take(&mut more.payload));
                 self.discard_draft(Some(more));
             }

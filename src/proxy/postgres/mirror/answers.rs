@@ -80,7 +80,7 @@ impl Pool {
             kind,
             primary: found.primary.into_bytes(),
             secondary: found.mirror.into_bytes(),
-            client: ticket.client,
+            client: ticket.unit.client,
             core: self.context.core,
         };
         unit.outcome.control.judge(Suspect {

@@ -10,7 +10,7 @@ use crate::protocol::resp::{Request, RequestError, command};
 use crate::proxy::redis::lane::Lane;
 use crate::proxy::redis::own::Own;
 use crate::proxy::redis::route::{self, Place};
-use crate::proxy::redis::units::{Bytes, Content, Pending};
+use crate::proxy::redis::units::{Bytes, Content};
 use crate::ring::Chunk;
 
 impl Session {
@@ -149,17 +149,20 @@ impl Session {
             return Placed::Not(Step::OpenLane);
         };
         let units = &self.units;
-        let mut pending = Pending::new(units.context.ring.now_ns(), command);
         let disposition = route::disposition(command, request);
-        units.admit(
-            &mut pending,
-            request,
-            disposition,
-            Content::default(),
-            Some(bytes),
-            lane.key.db,
-        );
-        lane.note(self, pending, disposition);
+        lane.note(self, disposition, |pending| {
+            pending.arrived_ns = units.context.ring.now_ns();
+            pending.command = command;
+            let content = Content::default();
+            units.admit(
+                pending,
+                request,
+                disposition,
+                content,
+                Some(bytes),
+                lane.key.db,
+            );
+        });
         self.outstanding.set(self.outstanding.get() + 1);
         if !command.is_some_and(command::Command::is_readonly) {
             self.wrote.set(true);
