@@ -76,12 +76,14 @@ impl Queues {
             Queue::Mirror => (self.0.mirror, &self.0.mirror_ready),
         };
         ready.fetch_add(1, Ordering::Relaxed);
+        let mark = Arc::new(Mark {
+            state: AtomicU8::new(READY),
+            ready: ready.clone(),
+            task: OnceLock::new(),
+        });
         let tracked = Tracked {
-            mark: Arc::new(Mark {
-                state: AtomicU8::new(READY),
-                ready: ready.clone(),
-                task: OnceLock::new(),
-            }),
+            waker: Waker::from(mark.clone()),
+            mark,
             future: Box::pin(future),
             queue,
             queues: self.clone(),
@@ -178,6 +180,8 @@ impl Wake for Mark {
 
 struct Tracked<F> {
     mark: Arc<Mark>,
+    /// Of the mark.
+    waker: Waker,
     future: Pin<Box<F>>,
     queue: Queue,
     queues: Queues,
@@ -195,8 +199,7 @@ impl<F: Future<Output = ()>> Future for Tracked<F> {
         if this.mark.state.swap(IDLE, Ordering::AcqRel) == READY {
             this.mark.ready.fetch_sub(1, Ordering::Relaxed);
         }
-        let waker = Waker::from(this.mark.clone());
-        let mut cx = Context::from_waker(&waker);
+        let mut cx = Context::from_waker(&this.waker);
         match catch_unwind(AssertUnwindSafe(|| this.future.as_mut().poll(&mut cx))) {
             Ok(poll) => poll,
             Err(_) => {

@@ -48,6 +48,18 @@ impl UnitOutcome {
         self.more_rows = fold(self.more_rows, xxh3_64(&rows).wrapping_add(digest));
     }
 
+    /// Empty again, with the memory of an ordinary unit.
+    pub fn clear(&mut self) {
+        const KEPT: usize = 4;
+        let mut statements = std::mem::take(&mut self.statements);
+        statements.clear();
+        statements.shrink_to(KEPT);
+        *self = UnitOutcome {
+            statements,
+            ..UnitOutcome::default()
+        };
+    }
+
     /// What was pushed since the last call ended at `now_ns`.
     pub fn stamp(&mut self, now_ns: u64) {
         self.ended_ns.resize(self.statements.len(), now_ns);

@@ -44,15 +44,27 @@ pub struct Replay {
 impl Replay {
     /// `digest`: result sets are digested, for [`super::compare::Mode::Rows`].
     pub fn new(digest: bool) -> Self {
-        let mut tracker = Tracker::new_ready();
-        tracker.set_digest(digest);
-        tracker.set_capture(false);
-        Self {
-            tracker,
+        let mut replay = Self {
+            tracker: Tracker::new_ready(),
             outcome: UnitOutcome::default(),
             sent_all: false,
             rolled_back: false,
+        };
+        replay.tracker.set_capture(false);
+        replay.tracker.set_digest(digest);
+        replay
+    }
+
+    /// As new, for the next unit on the same connection, with the memory of the last one.
+    pub fn restart(&mut self, digest: bool) {
+        if !self.tracker.is_settled() {
+            *self = Self::new(digest);
+            return;
         }
+        self.tracker.set_digest(digest);
+        self.outcome.clear();
+        self.sent_all = false;
+        self.rolled_back = false;
     }
 
     /// These bytes of the unit (cut anywhere) were sent to the mirror.
@@ -156,9 +168,9 @@ impl Replay {
         &self.outcome
     }
 
-    /// What the unit gave.
-    pub fn into_outcome(self) -> UnitOutcome {
-        self.outcome
+    /// What the unit gave; nothing is left of it here.
+    pub fn take_outcome(&mut self) -> UnitOutcome {
+        std::mem::take(&mut self.outcome)
     }
 }
 

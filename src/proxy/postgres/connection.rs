@@ -90,6 +90,8 @@ pub(super) struct Connection {
     database: Box<Database>,
     /// A byte of the unit under way has left.
     pub dirty: bool,
+    /// Of the last unit, for the next.
+    replay: Option<Box<Replay>>,
 }
 
 impl Connection {
@@ -137,6 +139,7 @@ impl Connection {
             }),
             database: Box::new(database.clone()),
             dirty: false,
+            replay: None,
         })
     }
 
@@ -156,7 +159,14 @@ impl Connection {
         let limit = Self::limit(context, unit);
         self.prepare(context, unit, replaying.keeps_session).await?;
         let started_ns = context.ring.now_ns();
-        let mut replay = Replay::new(replaying.digest);
+        // Boxed, and used again: it is large, and building it anew for each unit shows.
+        let mut replay = match self.replay.take() {
+            Some(mut replay) => {
+                replay.restart(replaying.digest);
+                replay
+            }
+            None => Box::new(Replay::new(replaying.digest)),
+        };
         let played = context
             .ring
             .timeout(limit, self.play(context, unit, replaying.pace, &mut replay))
@@ -178,7 +188,8 @@ impl Connection {
                 true
             }
         };
-        let result = replay.into_outcome();
+        let result = replay.take_outcome();
+        self.replay = Some(replay);
         self.note_session(unit, &result, timed_out);
         Ok(Ran {
             result,

@@ -25,7 +25,7 @@ use crate::mirror::pool::{Checkin, Checkout, PoolMode, PoolState};
 use crate::mirror::unit::{ClientId, Unit};
 use crate::proxy::Context;
 use crate::proxy::mirrors::Mirror;
-use crate::ring::{Chunk, Queue};
+use crate::ring::{Chunk, Notify, Queue};
 use logins::{Logins, credentials};
 use quiet::Quiet;
 
@@ -52,6 +52,8 @@ pub fn start_workers(context: &Rc<Context>, mirror: Rc<PgMirror>) {
         due_ns: Cell::new(u64::MAX),
         waits: Cell::new(false),
         leaving: RefCell::default(),
+        parked: RefCell::default(),
+        spare_lines: RefCell::default(),
         queries: RefCell::new(Queries::of(&mirror.metrics.queries)),
         lost_log: Quiet::default(),
         error_log: Quiet::default(),
@@ -81,20 +83,29 @@ struct Pool {
     waits: Cell<bool>,
     /// Clients that have left with units still here.
     leaving: RefCell<Vec<ClientId>>,
+    /// Runners that wait for a job.
+    parked: RefCell<Vec<Rc<Runner>>>,
+    /// Empty lines for reuse.
+    spare_lines: RefCell<Vec<VecDeque<PgTicket>>>,
     queries: RefCell<Queries>,
     lost_log: Quiet,
     error_log: Quiet,
 }
 
+/// A task that runs units, and waits for the next when there is none: a task per unit costs more than a wait.
+struct Runner {
+    job: RefCell<Option<Job>>,
+    given: Notify,
+}
+
+type Job = (PgTicket, Checkout);
+
 impl Pool {
     /// Starts a run wherever a unit and a connection come together.
     async fn manage(self: Rc<Self>) {
         while !self.mirror.retired.get() {
-            if let Some((ticket, checkout)) = self.next() {
-                let run = self.clone();
-                self.context.queues.spawn(Queue::Mirror, async move {
-                    run.run(ticket, checkout).await;
-                });
+            if let Some(job) = self.next() {
+                self.give(job);
                 continue;
             }
             let work = self.mirror.work.wait();
@@ -107,10 +118,38 @@ impl Pool {
             }
         }
         self.idle.borrow_mut().clear();
+        for runner in self.parked.take() {
+            // Without a job it ends.
+            runner.given.notify();
+        }
+    }
+
+    /// Has a runner do it.
+    fn give(self: &Rc<Self>, job: Job) {
+        let parked = self.parked.borrow_mut().pop();
+        if let Some(runner) = parked {
+            *runner.job.borrow_mut() = Some(job);
+            return runner.given.notify();
+        }
+        let runner = Rc::new(Runner {
+            job: RefCell::new(Some(job)),
+            given: Notify::default(),
+        });
+        let pool = self.clone();
+        self.context.queues.spawn(Queue::Mirror, async move {
+            while let Some((ticket, checkout)) = runner.job.take() {
+                pool.run(ticket, checkout).await;
+                if pool.mirror.retired.get() {
+                    return;
+                }
+                pool.parked.borrow_mut().push(runner.clone());
+                runner.given.notified().await;
+            }
+        });
     }
 
     /// The next unit for which it is time and there is a connection, or room for one.
-    fn next(&self) -> Option<(PgTicket, Checkout)> {
+    fn next(&self) -> Option<Job> {
         self.see_off();
         self.due_ns.set(u64::MAX);
         if self.state.borrow().is_exhausted() {
@@ -273,6 +312,7 @@ impl Pool {
         self.mirror.note_queue();
         match ran {
             Ok(()) => {
+                self.spare_lines.borrow_mut().push(line.tickets);
                 let keep = self.state.borrow_mut().checkin(slot) == Checkin::Keep;
                 if keep {
                     self.idle.borrow_mut()[slot] = Some(connection);
@@ -293,7 +333,8 @@ impl Pool {
         let now_ns = self.context.ring.now_ns();
         let keeps_pace = self.context.config.borrow().general.pace == Pace::Session;
         let mut dispatcher = self.dispatcher();
-        let mut line = VecDeque::from([ticket]);
+        let mut line = self.spare_lines.borrow_mut().pop().unwrap_or_default();
+        line.push_back(ticket);
         while line.len() < PIPELINED_UNITS_MAX
             && let Some(last) = line.back()
         {

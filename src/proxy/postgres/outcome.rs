@@ -21,7 +21,7 @@ pub struct Identity {
 }
 
 /// The primary's side of a unit.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct PostgresOutcome {
     /// Whose unit it is.
     pub identity: Rc<Identity>,
@@ -46,6 +46,37 @@ pub struct PostgresOutcome {
     pub control: Control,
     /// The first statement's text, truncated, for divergence records.
     pub text: String,
+}
+
+/// What stands in a unit as long as it is nobody's: one of each for all units of a thread.
+#[derive(Clone, Default)]
+struct Nobody {
+    identity: Rc<Identity>,
+    session: Rc<SessionState>,
+    names: Snapshot,
+}
+
+thread_local! {
+    static NOBODY: Nobody = Nobody::default();
+}
+
+impl Default for PostgresOutcome {
+    fn default() -> PostgresOutcome {
+        let nobody = NOBODY.try_with(Nobody::clone).unwrap_or_default();
+        PostgresOutcome {
+            identity: nobody.identity,
+            before: nobody.session.clone(),
+            after: nobody.session,
+            names: nobody.names,
+            named: false,
+            traces: false,
+            cancels_ns: SmallVec::new(),
+            turn_ns: 0,
+            result: UnitOutcome::default(),
+            control: Control::default(),
+            text: String::new(),
+        }
+    }
 }
 
 /// Longest statement text that a unit keeps for divergence records, in bytes.
@@ -86,8 +117,11 @@ impl Outcome for PostgresOutcome {
     fn reset(&mut self) {
         let mut text = std::mem::take(&mut self.text);
         text.clear();
+        let mut result = std::mem::take(&mut self.result);
+        result.clear();
         *self = PostgresOutcome {
             text,
+            result,
             ..PostgresOutcome::default()
         };
     }

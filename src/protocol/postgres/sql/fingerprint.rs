@@ -62,13 +62,29 @@ impl Normal {
                     normal.push(b"?", false);
                     skip_list(&mut tokens);
                 }
-                Token::Word(word) => normal.push(&word.to_ascii_lowercase(), false),
+                Token::Word(word) => normal.push_word(word),
                 Token::Quoted(name) => normal.push(name, false),
                 Token::Op(b';') if tokens.peek().is_none() => {}
                 Token::Op(byte) => normal.push(&[byte], true),
             }
         }
         normal
+    }
+
+    /// An unquoted word, in lower case.
+    fn push_word(&mut self, word: &[u8]) {
+        self.in_operator = false;
+        if !self.glued {
+            self.append(b" ");
+        }
+        self.glued = false;
+        let mut lower = [0; 64];
+        for part in word.chunks(lower.len()) {
+            let lower = &mut lower[..part.len()];
+            lower.copy_from_slice(part);
+            lower.make_ascii_lowercase();
+            self.append(lower);
+        }
     }
 
     fn push(&mut self, piece: &[u8], op: bool) {
@@ -82,13 +98,17 @@ impl Normal {
             _ => is_operator && self.in_operator,
         };
         self.in_operator = is_operator;
-        let space = !(self.glued || follows);
-        for part in [if space { &b" "[..] } else { b"" }, piece] {
-            self.hash.update(part);
-            let room = self.text_max - self.text.len();
-            self.text.extend_from_slice(&part[..part.len().min(room)]);
+        if !(self.glued || follows) {
+            self.append(b" ");
         }
+        self.append(piece);
         self.glued = op && matches!(piece, b"(" | b"." | b":");
+    }
+
+    fn append(&mut self, part: &[u8]) {
+        self.hash.update(part);
+        let room = self.text_max - self.text.len();
+        self.text.extend_from_slice(&part[..part.len().min(room)]);
     }
 }
 
@@ -130,6 +150,9 @@ mod tests {
             base.0,
             print("select a.c from t where x = 1 and y in (1)").0
         );
+        let words = |word: &str| print(&format!("select {}, y", word.repeat(100)));
+        assert_eq!(words("Ab"), words("aB"));
+        assert_eq!(words("Ab").1, format!("select {}, y", "ab".repeat(100)));
         let long = format!("select {}", "x, ".repeat(5000));
         assert!(print(&long).1.len() <= FINGERPRINT_TEXT_MAX);
         assert_ne!(print(&long).0, print(&format!("{long} y")).0);

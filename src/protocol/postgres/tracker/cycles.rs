@@ -95,6 +95,11 @@ impl Cycles {
         self.copy_in
     }
 
+    /// Nothing is awaited and nothing in doubt.
+    pub fn is_settled(&self) -> bool {
+        self.runs.is_empty() && !self.open && !self.copy_in && !self.skipping && self.ghosts == 0
+    }
+
     /// So much is unanswered that the owner should wait for the server.
     pub fn is_deep(&self) -> bool {
         self.runs.len() >= RUNS_DEEP

@@ -158,6 +158,11 @@ impl Tracker {
             && !self.server.framer.in_message()
     }
 
+    /// Idle, and nothing that was exchanged so far leaves a doubt about what comes.
+    pub fn is_settled(&self) -> bool {
+        self.idle() && self.cycles.is_settled()
+    }
+
     /// The login is complete.
     pub fn logged_in(&self) -> bool {
         self.phase == Phase::Ready

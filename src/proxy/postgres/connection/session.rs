@@ -125,7 +125,7 @@ impl Connection {
         replay.sent(messages)?;
         self.socket.write(messages);
         self.read_rest(context, &mut replay).await?;
-        Ok(replay.into_outcome())
+        Ok(replay.take_outcome())
     }
 }
 
