@@ -135,7 +135,31 @@ impl RedisServer {
     pub fn restart(&mut self) -> io::Result<()> {
         self.process.stop(Signal::TERM);
         self.process = launch(self.folder.path(), self.port, &self.options)?;
-        Ok(())
+        match self.options.durable {
+            true => self.rewrite(),
+            false => Ok(()),
+        }
+    }
+
+    /// Has the append-only file written anew from what was loaded. A server that was killed while it wrote may have cut its file
+    /// inside a transaction. Redis 7.0 then leaves MULTI and the first commands in the file, goes on behind them, and at the
+    /// start after the next executes them a second time.
+    fn rewrite(&self) -> io::Result<()> {
+        let is_over = |fields: &[&str]| {
+            let info = self.command(&["INFO", "persistence"]).ok()?;
+            let info = String::from_utf8_lossy(&info);
+            let zero = |field: &&str| info.contains(&format!("\n{field}:0\r\n"));
+            fields.iter().all(zero).then_some(())
+        };
+        let late = || io::Error::new(io::ErrorKind::TimedOut, "redis-server did not rewrite");
+        eventually(READY_TIMEOUT, || is_over(&["loading"])).ok_or_else(late)?;
+        let reply = self.command(&["BGREWRITEAOF"])?;
+        if !reply.starts_with(b"+") {
+            let reply = String::from_utf8_lossy(&reply).into_owned();
+            return Err(io::Error::other(reply));
+        }
+        let fields = ["aof_rewrite_in_progress", "aof_rewrite_scheduled"];
+        eventually(READY_TIMEOUT, || is_over(&fields)).ok_or_else(late)
     }
 }
 
