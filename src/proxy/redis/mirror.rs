@@ -6,16 +6,16 @@ use std::rc::Rc;
 
 use futures_lite::future::or;
 
-use super::RedisOutcome;
 use super::collect::{Collected, Frame};
 use super::fifo::Fifo;
 use super::judge::{self, Judgement};
 use super::numbers;
 use super::outcome::is_write;
-use crate::config::Compare;
+use super::{LOADING, RedisOutcome};
+use crate::config::{Compare, Database};
 use crate::limits::{
-    PREFETCH_AHEAD, REDIS_COMPARE_BYTES, REDIS_MIRROR_GATHER, REDIS_MIRROR_REPLY_BYTES_MAX,
-    REDIS_MIRROR_WINDOW, SOCKET_SEND_BYTES,
+    PREFETCH_AHEAD, REDIS_COMPARE_BYTES, REDIS_HEAD_KEPT_BYTES, REDIS_MIRROR_GATHER,
+    REDIS_MIRROR_REPLY_BYTES_MAX, REDIS_MIRROR_WINDOW, SOCKET_SEND_BYTES,
 };
 use crate::metrics::{ErrorWord, WriteFailure};
 use crate::mirror::dispatch::{Dispatcher, Ticket};
@@ -130,16 +130,11 @@ impl Worker {
             resp: 2,
             units: 0,
         };
-        if let Some(password) = &destination.password {
-            let user = destination.user.as_deref().unwrap_or("default");
-            lane.command(&[b"AUTH", user.as_bytes(), password.expose().as_bytes()]);
-            let limit = self.context.config.borrow().general.connect_timeout;
-            let reply = self.context.ring.timeout(limit, lane.reply()).await;
-            match reply.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? {
-                b'+' => {}
-                _ => return Err(Broken::Refused("the login")),
-            }
-        }
+        let limit = self.context.config.borrow().general.connect_timeout;
+        let greeted = self.context.ring.timeout(limit, lane.greet(destination));
+        greeted
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         Ok(lane)
     }
 
@@ -227,7 +222,7 @@ impl Worker {
             .first()
             .is_some_and(|kind| matches!(kind, b'-' | b'!'));
         // Not an answer: what was sent is lost as with a server that is not there.
-        if failed && frame.bytes().starts_with(b"-LOADING") {
+        if failed && frame.bytes().starts_with(LOADING) {
             return Err(Broken::Loading);
         }
         let Some(flight) = lane.flights.front_mut() else {
@@ -377,8 +372,26 @@ impl Lane {
         self.socket.write(&bytes);
     }
 
-    /// Reads one reply while nothing else is on its way; returns its first byte.
-    async fn reply(&mut self) -> Result<u8, Broken> {
+    /// Logs in, and waits for a sign that commands are executed. A server that loads its data refuses them one by one, and may
+    /// begin to execute them in the middle of a transaction whose MULTI it has refused: half a unit.
+    async fn greet(&mut self, destination: &Database) -> Result<(), Broken> {
+        if let Some(password) = &destination.password {
+            let user = destination.user.as_deref().unwrap_or("default");
+            self.command(&[b"AUTH", user.as_bytes(), password.expose().as_bytes()]);
+            if !self.reply().await?.starts_with(b"+") {
+                return Err(Broken::Refused("the login"));
+            }
+        }
+        self.command(&[b"PING"]);
+        match self.reply().await?.starts_with(LOADING) {
+            true => Err(Broken::Loading),
+            false => Ok(()),
+        }
+    }
+
+    /// Reads one reply while nothing else is on its way; returns its beginning.
+    async fn reply(&mut self) -> Result<Vec<u8>, Broken> {
+        let mut head = Vec::new();
         loop {
             let Some(chunk) = self.socket.recv().await? else {
                 return Err(Broken::Closed);
@@ -387,10 +400,14 @@ impl Lane {
                 .framer
                 .advance(&chunk)
                 .map_err(|error| Broken::Protocol(error.to_string()))?;
+            let kept = advance
+                .consumed
+                .min(REDIS_HEAD_KEPT_BYTES.saturating_sub(head.len()));
+            head.extend_from_slice(&chunk[..kept]);
             if advance.done {
                 self.socket
                     .unrecv(chunk.slice(advance.consumed..chunk.len()));
-                return Ok(self.framer.kind().unwrap_or_default());
+                return Ok(head);
             }
         }
     }

@@ -33,6 +33,9 @@ pub use mirror::start_workers;
 pub use outcome::RedisOutcome;
 pub use session::serve;
 
+/// How the reply begins of a server that executes nothing yet.
+const LOADING: &[u8] = b"-LOADING";
+
 /// A database that clients connect to, with its mirrors, on one core.
 pub struct Source {
     /// Where it is.

@@ -8,6 +8,7 @@ use crate::mirror::dual::repair;
 use crate::protocol::resp::ReplyFramer;
 use crate::protocol::resp::effects::encode;
 use crate::proxy::Context;
+use crate::proxy::redis::LOADING;
 use crate::ring::Socket;
 
 /// Why a connection cannot go on.
@@ -25,6 +26,8 @@ pub(super) enum Broken {
     Unsolicited,
     #[error("it did not answer in time")]
     Late,
+    #[error("it is loading its data and executes nothing")]
+    Loading,
 }
 
 /// See the module.
@@ -58,13 +61,18 @@ impl Link {
                 [b"AUTH", user.as_bytes(), password.expose().as_bytes()],
             );
         }
+        // While it loads its data it answers INFO and refuses the rest, up to the middle of a transaction.
+        encode(&mut out, ["PING"]);
         encode(&mut out, ["INFO", "server"]);
         let limit = context.config.borrow().general.connect_timeout;
         let replies = link
-            .call(context, &out, 1 + usize::from(logs_in), limit)
+            .call(context, &out, 2 + usize::from(logs_in), limit)
             .await?;
         if logs_in && replies[0].first() != Some(&b'+') {
             return Err(Broken::Refused("the login"));
+        }
+        if replies[usize::from(logs_in)].starts_with(LOADING) {
+            return Err(Broken::Loading);
         }
         link.run_id = replies.last().and_then(|info| repair::run_id(info));
         link.version = replies.last().and_then(|info| repair::version(info));
