@@ -21,8 +21,10 @@ use std::sync::atomic::{Ordering, fence};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::chunk::Chunk;
-use super::core::{Core, Key, Op, Ring, State, monotonic_ns};
+use super::core::{Core, Ring, monotonic_ns};
+use super::op::{Key, Op};
 use super::slabs::Slabs;
+use super::state::State;
 use crate::limits;
 
 /// Where a socket lives: on the ring that the core waits in, or on the one beside it.

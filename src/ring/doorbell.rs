@@ -9,7 +9,8 @@ use std::task::Poll;
 
 use io_uring::{opcode, types};
 
-use super::core::{Key, Op, Ring};
+use super::core::Ring;
+use super::op::{Key, Op};
 
 /// Rings a core's doorbell from any thread; the message itself travels in a channel.
 #[derive(Clone, Debug)]

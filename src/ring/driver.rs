@@ -25,7 +25,8 @@ use futures_lite::future::yield_now;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::aside::{Aside, BELL, Home};
-use super::core::{Core, Key, Op, Ring, monotonic_ns};
+use super::core::{Core, Ring, monotonic_ns};
+use super::op::{Key, Op};
 use super::task::{Notify, Queues};
 use crate::limits;
 

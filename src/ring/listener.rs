@@ -8,8 +8,10 @@ use std::task::Poll;
 
 use io_uring::{cqueue, opcode, types};
 
-use super::core::{End, Key, Op, Ring, State};
+use super::core::Ring;
+use super::op::{Key, Op};
 use super::socket::Socket;
+use super::state::{End, State};
 use crate::limits;
 
 /// A listening socket of this core, on a multishot accept.

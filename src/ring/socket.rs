@@ -16,9 +16,11 @@ use socket2::{Domain, SockAddr, SockRef, TcpKeepalive, Type};
 
 use super::aside::{Home, stamp_arrivals};
 use super::chunk::Chunk;
-use super::core::{Connecting, End, Key, Op, Ring, State};
+use super::core::Ring;
+use super::op::{Key, Op};
 use super::out::BY_REFERENCE_BYTES;
 use super::secure::Secure;
+use super::state::{Connecting, End, State};
 
 /// Where to connect to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
