@@ -4,6 +4,8 @@
 //! piece stays where it is, by reference. The order of the pieces is the order in which the client
 //! sent them; nothing here looks at what they say.
 
+use std::borrow::Cow;
+
 use smallvec::SmallVec;
 
 use crate::limits::{
@@ -128,6 +130,21 @@ impl<S: AsRef<[u8]>> Payload<S> {
         whole.into_iter().chain(pieces)
     }
 
+    /// All bytes: as they lie where they are one stretch, else in a buffer.
+    pub fn joined(&self) -> Cow<'_, [u8]> {
+        let mut parts = self.parts();
+        match (parts.next(), parts.next()) {
+            (None, _) => Cow::Borrowed(&[]),
+            (Some(Part::Copied(bytes)), None) => Cow::Borrowed(bytes),
+            (Some(Part::Shared(slice)), None) => Cow::Borrowed(slice.as_ref()),
+            _ => {
+                let mut out = Vec::new();
+                self.copy_into(&mut out);
+                Cow::Owned(out)
+            }
+        }
+    }
+
     /// Appends all bytes to `out`.
     pub fn copy_into(&self, out: &mut Vec<u8>) {
         out.reserve(self.len);
@@ -237,6 +254,7 @@ mod tests {
         assert_eq!(parts[1].as_bytes(), b"EFG");
         assert_eq!(parts[2], Part::Copied(b"h"));
         assert_eq!((payload.len(), bytes(&payload)), (8, b"abcdEFGh".to_vec()));
+        assert_eq!(*payload.joined(), *b"abcdEFGh");
     }
 
     #[test]
@@ -259,6 +277,7 @@ mod tests {
                 whole.append(next);
             }
             assert_eq!((bytes(&whole), whole.len()), (all.clone(), all.len()));
+            assert_eq!(*whole.joined(), *all);
             let copied = whole
                 .parts()
                 .map(|part| matches!(part, Part::Copied(_)))

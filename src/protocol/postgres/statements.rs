@@ -71,6 +71,19 @@ pub fn mirror_name(id: StatementId) -> String {
     format!("ph_{id:032x}")
 }
 
+/// Bytes of [`mirror_name`].
+const MIRROR_NAME_LEN: usize = 3 + 32;
+
+/// Appends [`mirror_name`].
+fn push_mirror_name(out: &mut Vec<u8>, id: StatementId) {
+    out.extend_from_slice(b"ph_");
+    for byte in id.to_be_bytes() {
+        for half in [byte >> 4, byte & 15] {
+            out.push(b"0123456789abcdef"[usize::from(half)]);
+        }
+    }
+}
+
 /// Names and what they stand for.
 pub type Names = HashMap<Box<[u8]>, Rc<Statement>>;
 

@@ -72,10 +72,9 @@ pub(super) fn volatile(
 
 /// Whether any statement of the unit has an ORDER BY; looked at only when the order is all that differs.
 fn asks_for_order(unit: &Unit<Chunk, PostgresOutcome>) -> bool {
-    let mut bytes = Vec::new();
-    unit.payload.copy_into(&mut bytes);
+    let bytes = unit.payload.joined();
     let mut framer = MessageFramer::client();
-    let mut rest = bytes.as_slice();
+    let mut rest = &bytes[..];
     while let Ok(advance) = framer.advance(rest)
         && advance.done
     {

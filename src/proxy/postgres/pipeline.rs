@@ -135,8 +135,7 @@ impl Connection {
                 renamed.push(None);
                 continue;
             }
-            let mut bytes = Vec::new();
-            ticket.unit.payload.copy_into(&mut bytes);
+            let bytes = ticket.unit.payload.joined();
             self.statements.set_scope(outcome.before.scope());
             match rewrite_unit(&bytes, &outcome.names, &self.statements) {
                 Ok(unit) if unit.changes_nothing() => {

@@ -61,18 +61,11 @@ impl Queries {
         if primary.errors() > 0 || ours.is_empty() || ours.len() as u64 != primary.len() {
             return run;
         }
-        let mut copied = Vec::new();
-        let mut parts = unit.payload.parts();
-        let only = parts.next();
-        let bytes = match (&only, parts.next()) {
-            (Some(part), None) => part.as_bytes(),
-            _ if unit.payload.len() <= QUERY_UNIT_BYTES_MAX => {
-                unit.payload.copy_into(&mut copied);
-                &copied
-            }
-            _ => return run,
-        };
-        let Some(found) = queries(bytes, &unit.outcome.names) else {
+        if unit.payload.parts_len() > 1 && unit.payload.len() > QUERY_UNIT_BYTES_MAX {
+            return run;
+        }
+        let bytes = unit.payload.joined();
+        let Some(found) = queries(&bytes, &unit.outcome.names) else {
             return run;
         };
         if found.iter().map(|query| query.statements).sum::<usize>() != ours.len() {

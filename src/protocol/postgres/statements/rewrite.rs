@@ -6,9 +6,10 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 
+use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{CONN_STATEMENTS_MAX, Snapshot, StatementId, mirror_name};
+use super::{CONN_STATEMENTS_MAX, MIRROR_NAME_LEN, Snapshot, StatementId, push_mirror_name};
 use crate::protocol::postgres::framer::{FrameError, MessageFramer};
 use crate::protocol::postgres::startup::{push_message, split_cstr};
 
@@ -58,7 +59,7 @@ pub struct Rewritten<'a> {
     /// The unit uses a name whose statement is not known; it will fail on the mirror.
     pub unknown: bool,
     /// Where each message begins in the unit and in `bytes`.
-    offsets: Vec<(usize, usize)>,
+    offsets: SmallVec<[(usize, usize); 4]>,
     prepared: Vec<StatementId>,
     evicted: Vec<StatementId>,
 }
@@ -88,24 +89,25 @@ pub fn rewrite_unit<'a>(
     conn: &ConnStatements,
 ) -> Result<Rewritten<'a>, FrameError> {
     let mut writer = Writer {
+        unit,
         out: None,
         names,
         conn,
         own: HashMap::new(),
         first: Vec::new(),
         prepared: Vec::new(),
-        used: Vec::new(),
+        used: SmallVec::new(),
         unknown: false,
     };
     let mut framer = MessageFramer::client();
-    let mut offsets = Vec::new();
+    let mut offsets = SmallVec::new();
     let mut at = 0;
     while at < unit.len() {
         offsets.push((at, writer.out.as_ref().map_or(at, Vec::len)));
         let advance = framer.advance(&unit[at..])?;
         let end = at + advance.consumed;
         let body = &unit[at + advance.body_at..end];
-        if !(advance.done && writer.message(framer.tag().unwrap_or_default(), body, &unit[..at]))
+        if !(advance.done && writer.message(framer.tag().unwrap_or_default(), body, at))
             && let Some(out) = &mut writer.out
         {
             out.extend_from_slice(&unit[at..end]);
@@ -127,6 +129,7 @@ pub fn rewrite_unit<'a>(
 }
 
 struct Writer<'n> {
+    unit: &'n [u8],
     /// The new bytes, once something differs.
     out: Option<Vec<u8>>,
     names: &'n Snapshot,
@@ -136,13 +139,13 @@ struct Writer<'n> {
     first: Vec<u8>,
     prepared: Vec<StatementId>,
     /// Statements that the unit's messages name.
-    used: Vec<StatementId>,
+    used: SmallVec<[StatementId; 2]>,
     unknown: bool,
 }
 
 impl Writer<'_> {
-    /// Writes a message anew; false if it stays as it is. `before`: the unit up to it.
-    fn message(&mut self, tag: u8, body: &[u8], before: &[u8]) -> bool {
+    /// Writes a message anew; false if it stays as it is. `at`: where it begins in the unit.
+    fn message(&mut self, tag: u8, body: &[u8], at: usize) -> bool {
         match tag {
             b'P' => {
                 let Some((name, content)) = split_cstr(body) else {
@@ -153,8 +156,7 @@ impl Writer<'_> {
                 if name.is_empty() {
                     return false;
                 }
-                let out = self.out.get_or_insert_with(|| before.to_vec());
-                push_prepare(out, id, content);
+                push_prepare(self.out(at), id, content);
                 self.note_prepared(id);
                 true
             }
@@ -165,7 +167,7 @@ impl Writer<'_> {
                 let Some((name, rest)) = split_cstr(rest) else {
                     return false;
                 };
-                self.renamed(tag, &[portal, b"\0"].concat(), name, rest, before)
+                self.renamed(tag, [portal, b"\0"], name, rest, at)
             }
             b'D' | b'C' => {
                 let Some((b'S', rest)) = body.split_first() else {
@@ -178,14 +180,14 @@ impl Writer<'_> {
                     self.own.insert(name.to_vec(), None);
                     return false;
                 }
-                self.renamed(tag, b"S", name, rest, before)
+                self.renamed(tag, [b"S", b""], name, rest, at)
             }
             _ => false,
         }
     }
 
     /// A message with a statement's name in it.
-    fn renamed(&mut self, tag: u8, head: &[u8], name: &[u8], rest: &[u8], before: &[u8]) -> bool {
+    fn renamed(&mut self, tag: u8, head: [&[u8]; 2], name: &[u8], rest: &[u8], at: usize) -> bool {
         let id = match self.own.get(name) {
             // The unit's own unnamed statement is there under no name.
             Some(Some(_)) if name.is_empty() => return false,
@@ -205,10 +207,19 @@ impl Writer<'_> {
             }
         };
         self.note_used(id);
-        let body = [head, mirror_name(id).as_bytes(), b"\0", rest].concat();
-        let out = self.out.get_or_insert_with(|| before.to_vec());
-        push_message(out, tag, &body);
+        push_named(self.out(at), tag, head, id, rest);
         true
+    }
+
+    /// The new bytes, which are the unit's up to `at` so far if none differed.
+    fn out(&mut self, at: usize) -> &mut Vec<u8> {
+        let unit = self.unit;
+        self.out.get_or_insert_with(|| {
+            // Room for two names that are longer than the client's.
+            let mut out = Vec::with_capacity(unit.len() + 2 * MIRROR_NAME_LEN);
+            out.extend_from_slice(&unit[..at]);
+            out
+        })
     }
 
     fn note_prepared(&mut self, id: StatementId) {
@@ -253,13 +264,21 @@ impl Writer<'_> {
 /// A Close first, so that the Parse succeeds whether or not the statement is there.
 fn push_prepare(out: &mut Vec<u8>, id: StatementId, content: &[u8]) {
     push_close(out, id);
-    push_message(
-        out,
-        b'P',
-        &[mirror_name(id).as_bytes(), b"\0", content].concat(),
-    );
+    push_named(out, b'P', [b"", b""], id, content);
 }
 
 fn push_close(out: &mut Vec<u8>, id: StatementId) {
-    push_message(out, b'C', format!("S{}\0", mirror_name(id)).as_bytes());
+    push_named(out, b'C', [b"S", b""], id, b"");
+}
+
+/// A message of `head`, the statement's name on the mirror with its end, and `rest`.
+fn push_named(out: &mut Vec<u8>, tag: u8, head: [&[u8]; 2], id: StatementId, rest: &[u8]) {
+    let len = 4 + head[0].len() + head[1].len() + MIRROR_NAME_LEN + 1 + rest.len();
+    out.push(tag);
+    out.extend((len as u32).to_be_bytes());
+    out.extend_from_slice(head[0]);
+    out.extend_from_slice(head[1]);
+    push_mirror_name(out, id);
+    out.push(0);
+    out.extend_from_slice(rest);
 }

@@ -162,3 +162,13 @@ fn a_connection_keeps_a_bounded_number_of_statements() {
     }
     assert_eq!(conn.have.len(), CONN_STATEMENTS_MAX);
 }
+
+#[test]
+fn the_name_on_the_mirror_is_appended_as_it_is_shown() {
+    for id in [0, 1, u128::MAX, 0x0123_4567_89ab_cdef_fedc_ba98_7654_3210] {
+        let mut out = b"x".to_vec();
+        push_mirror_name(&mut out, id);
+        assert_eq!(out, format!("x{}", mirror_name(id)).as_bytes());
+        assert_eq!(out.len(), 1 + MIRROR_NAME_LEN);
+    }
+}

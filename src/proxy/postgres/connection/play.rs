@@ -31,8 +31,7 @@ impl Connection {
         replay: &mut Replay,
     ) -> Result<(), Broken> {
         if unit.outcome.named {
-            let mut bytes = Vec::new();
-            unit.payload.copy_into(&mut bytes);
+            let bytes = unit.payload.joined();
             self.statements.set_scope(unit.outcome.before.scope());
             let rewritten = rewrite_unit(&bytes, &unit.outcome.names, &self.statements)?;
             let mut failed = false;
