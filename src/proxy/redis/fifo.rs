@@ -37,14 +37,17 @@ impl<T: Default> Fifo<T> {
         self.len == 0
     }
 
-    /// A default value at the end, to be filled in.
-    pub fn push(&mut self) -> &mut T {
+    /// Adds a default value that `fill` has made an entry of. If that panics nothing is added.
+    pub fn push(&mut self, fill: impl FnOnce(&mut T)) {
         if self.len == self.places.len() {
             self.grow();
         }
         let place = self.place(self.len);
+        let mut filling = Filling(&mut self.places[place], false);
+        fill(filling.0);
+        filling.1 = true;
+        drop(filling);
         self.len += 1;
-        &mut self.places[place]
     }
 
     /// The oldest entry.
@@ -98,6 +101,17 @@ impl<T: Default> Fifo<T> {
     }
 }
 
+/// A place, and whether it was filled. Otherwise it holds the default value again.
+struct Filling<'a, T: Default>(&'a mut T, bool);
+
+impl<T: Default> Drop for Filling<'_, T> {
+    fn drop(&mut self) {
+        if !self.1 {
+            *self.0 = T::default();
+        }
+    }
+}
+
 impl<T: Default> Iterator for Fifo<T> {
     type Item = T;
 
@@ -113,6 +127,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_entry_that_was_begun_only_is_none() {
+        let mut fifo = Fifo::<u64>::default();
+        fifo.push(|entry| *entry = 1);
+        let begun = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            fifo.push(|entry| {
+                *entry = 2;
+                panic!("on purpose");
+            });
+        }));
+        assert!(begun.is_err());
+        assert_eq!((fifo.len(), fifo.front()), (1, Some(&1)));
+        fifo.push(|entry| assert_eq!(*entry, 0));
+        assert!(fifo.eq([1, 0]));
+    }
+
+    #[test]
     fn does_what_a_deque_does() {
         let mut rng = fastrand::Rng::with_seed(11);
         for _ in 0..200 {
@@ -120,9 +150,10 @@ mod tests {
             let pushes = rng.f64();
             for n in 1..300 {
                 if rng.f64() < pushes {
-                    let entry = ours.push();
-                    assert_eq!(*entry, 0, "a place that was left keeps nothing");
-                    *entry = n;
+                    ours.push(|entry| {
+                        assert_eq!(*entry, 0, "a place that was left keeps nothing");
+                        *entry = n;
+                    });
                     theirs.push_back(n);
                 } else {
                     assert_eq!(ours.pop(), theirs.pop_front());

@@ -122,10 +122,11 @@ impl Lane {
         fill: impl FnOnce(&mut Pending),
     ) {
         let state = &mut *self.state.borrow_mut();
-        let entry = state.fifo.push();
-        entry.session = Some(session.clone());
-        entry.disposition = disposition;
-        fill(&mut entry.pending);
+        state.fifo.push(|entry| {
+            entry.session = Some(session.clone());
+            entry.disposition = disposition;
+            fill(&mut entry.pending);
+        });
     }
 
     /// Writes commands that were noted.

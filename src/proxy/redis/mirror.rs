@@ -341,13 +341,13 @@ impl Lane {
             self.resp = outcome.resp;
             let version = [b'0' + self.resp];
             self.command(&[b"HELLO", &version]);
-            self.flights.push();
+            self.flights.push(|_| {});
         }
         let db = numbers::database(outcome.db, default_db);
         if db != self.db {
             self.db = db;
             self.command(&[b"SELECT", db.to_string().as_bytes()]);
-            self.flights.push();
+            self.flights.push(|_| {});
         }
         for part in ticket.unit.payload.parts() {
             match part {
@@ -356,10 +356,11 @@ impl Lane {
             }
         }
         self.units += 1;
-        let flight = self.flights.push();
-        flight.replies_left = ticket.unit.outcome.replies;
-        flight.sent_ns = now_ns;
-        flight.ticket = Some(ticket);
+        self.flights.push(|flight| {
+            flight.replies_left = ticket.unit.outcome.replies;
+            flight.sent_ns = now_ns;
+            flight.ticket = Some(ticket);
+        });
     }
 
     fn command(&self, args: &[&[u8]]) {
